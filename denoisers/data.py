@@ -1,0 +1,211 @@
+"""Clean images to train denoisers on: read from the formats of the field, cut into augmented patches."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+HOUNSFIELD_WINDOWS = {"full": (-1000, 1000), "soft tissue": (-160, 240), "lung": (-1200, 400), "bone": (-500, 1300)}
+
+
+def read_images(path: str | Path) -> list[np.ndarray]:
+    """Read every image of a file or folder as float32 arrays: (H, W) slices or (D, H, W) volumes, in the file's units.
+
+    :param path: ``.npy``, ``.npz`` (every numeric array in it, boolean masks left out), NIfTI, DICOM, PNG, JPEG or
+        TIFF, or a folder of those (searched through its subfolders).
+    :raises FileNotFoundError: where there is nothing at ``path``.
+    :raises ValueError: for a file of another kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        images = [image for file in sorted(path.rglob("*")) if _readable(file) for image in read_images(file)]
+        if not images:
+            raise ValueError(f"path: no image files in {path}")
+        return images
+    if not path.exists():
+        raise FileNotFoundError(f"path: {path} does not exist")
+    if path.suffix == ".npy":
+        return _split(np.load(path))
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return [image for key in arrays.files if arrays[key].dtype.kind in "iuf" for image in _split(arrays[key])]
+    if path.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        return [np.squeeze(nibabel.load(path).get_fdata(dtype=np.float32))]
+    if path.suffix == ".dcm":
+        import pydicom
+
+        dataset = pydicom.dcmread(path)
+        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+        return _split(dataset.pixel_array.astype(np.float32) * slope + intercept)
+    if path.suffix.lower() in _PICTURES:
+        from PIL import Image
+
+        return [np.asarray(Image.open(path).convert("L"), np.float32)]
+    raise ValueError(f"path: expected npy, npz, NIfTI, DICOM or a picture, got {path.name}")
+
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+
+
+def _readable(file: Path) -> bool:
+    known = {".npy", ".npz", ".dcm", ".nii"} | _PICTURES
+    return file.is_file() and (file.suffix.lower() in known or file.name.endswith(".nii.gz"))
+
+
+def _split(array: np.ndarray) -> list[np.ndarray]:
+    """The images in an array: a plain image or volume is one, a stack (N, H, W) is N."""
+    if array.ndim == 2:
+        return [np.asarray(array, np.float32)]
+    if array.ndim == 3:
+        return [np.asarray(image, np.float32) for image in array]
+    if array.ndim == 4 and array.shape[-1] == 3:
+        return [np.asarray(image, np.float32).mean(-1) for image in array]
+    return []
+
+
+@dataclass
+class Source:
+    """Images of one kind, with their share in the training mix.
+
+    :param images: slices (H, W) or volumes (D, H, W), which are cut along all three axes.
+    :param weight: share in the mix, relative to the other sources'.
+    :param hounsfield: True for CT in Hounsfield units, which is seen through the full range half of the time and
+        through random windows otherwise. Other images are scaled by their 99.9th percentile.
+    :param complex: True for magnitudes of complex images (MRI): a part of the patches is multiplied by the cosine of a
+        random smooth phase, since real and imaginary parts are what a solver denoises there.
+    :param validation: share of the images, from the end of the list, that is kept for validation: at least one where
+        there are several. A lone volume gives its last slices.
+    """
+
+    images: list[np.ndarray]
+    weight: float = 1.0
+    hounsfield: bool = False
+    complex: bool = False
+    validation: float = 0.05
+    held_out: list[np.ndarray] = field(init=False)
+
+    def __post_init__(self):
+        if not self.images:
+            raise ValueError("images: expected at least one image, got none")
+        if not self.hounsfield:
+            self.images = [image / max(float(np.percentile(image, 99.9)), 1e-12) for image in self.images]
+        lone_volume = len(self.images) == 1 and self.images[0].ndim == 3
+        images = self.images[0] if lone_volume else self.images
+        kept = max(round(self.validation * len(images)), 1) if self.validation and len(images) > 1 else 0
+        kept, self.held_out = images[: len(images) - kept], list(images[len(images) - kept :])
+        self.images = [kept] if lone_volume else kept
+
+    def patch(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """One random patch (size, size), augmented; flat ones are drawn again, up to a point."""
+        window = self._window(rng)
+        for _ in range(6):
+            patch = window(self._crop(size, rng))
+            if patch.std() > 0.02:
+                break
+        return self._augment(patch, rng)
+
+    def validation_slices(self, count: int = 4) -> list[np.ndarray]:
+        """Up to ``count`` held-out slices, evenly spread, in the range of the training patches."""
+        slices = [image if image.ndim == 2 else image[len(image) // 2] for image in self.held_out]
+        picked = [slices[i] for i in np.linspace(0, len(slices) - 1, min(count, len(slices))).astype(int)]
+        return [_scale(image, *HOUNSFIELD_WINDOWS["full"]) if self.hounsfield else image for image in picked]
+
+    def _window(self, rng):
+        if not self.hounsfield:
+            return lambda patch: patch
+        if rng.random() < 0.5:
+            low, high = HOUNSFIELD_WINDOWS["full"]
+        else:
+            width = np.exp(rng.uniform(np.log(250), np.log(2500)))
+            low = rng.uniform(-1000, 300)
+            high = low + width
+        return lambda patch: _scale(patch, low, high)
+
+    def _crop(self, size: int, rng) -> np.ndarray:
+        image = self.images[rng.integers(len(self.images))]
+        if image.ndim == 3:
+            axis = rng.integers(3)
+            # the outer slices of a volume rarely show anything
+            depth = image.shape[axis]
+            image = np.moveaxis(image, axis, 0)[rng.integers(depth // 10, depth - depth // 10)]
+        short = [max(size - n, 0) for n in image.shape]
+        if any(short):
+            image = np.pad(image, [(s // 2, s - s // 2) for s in short], mode="symmetric")
+        row, column = (rng.integers(n - size + 1) for n in image.shape)
+        return image[row : row + size, column : column + size]
+
+    def _augment(self, patch: np.ndarray, rng) -> np.ndarray:
+        patch = np.rot90(patch, rng.integers(4))
+        if rng.random() < 0.5:
+            patch = patch[:, ::-1]
+        if self.complex and rng.random() < 0.3:
+            patch = patch * np.cos(_smooth_phase(len(patch), rng))
+        elif rng.random() < 0.05:
+            patch = 1 - patch
+        gain = rng.uniform(0.5, 1.15)
+        offset = rng.uniform(-0.1, 0.3) if rng.random() < 0.2 else 0.0
+        return (gain * patch + offset).astype(np.float32)
+
+
+def _scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (np.clip(image, low, high) - low) / (high - low)
+
+
+def _smooth_phase(size: int, rng) -> np.ndarray:
+    u, v = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
+    a, b, c, d, e = rng.normal(0, [1.0, 1.0, 0.5, 0.5, 0.5])
+    return rng.uniform(-np.pi, np.pi) + a * u + b * v + c * u * v + d * u**2 + e * v**2
+
+
+class Patches:
+    """Endless batches of clean patches from several sources; its state can be saved and restored."""
+
+    def __init__(self, sources: dict[str, Source], size: int = 64, batch: int = 16, seed: int = 0):
+        if not sources:
+            raise ValueError("sources: expected at least one, got none")
+        self.names, self.sources = list(sources), list(sources.values())
+        weights = np.array([source.weight for source in self.sources], float)
+        if (weights < 0).any() or weights.sum() <= 0:
+            raise ValueError(f"sources: expected weights >= 0 that do not all vanish, got {weights.tolist()}")
+        self.shares = weights / weights.sum()
+        self.size, self.batch = size, batch
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One batch: clean patches (B, 1, size, size), the index of each one's source (B,) and noise levels (B,)."""
+        kinds = self.rng.choice(len(self.sources), self.batch, p=self.shares)
+        patches = np.stack([self.sources[kind].patch(self.size, self.rng) for kind in kinds])[:, None]
+        return patches, kinds, self._noise_levels()
+
+    def _noise_levels(self) -> np.ndarray:
+        """60 % log-uniform over [0.5/255, 1], 40 % uniform over the range that restoration uses most."""
+        wide = np.exp(self.rng.uniform(np.log(0.5 / 255), 0.0, self.batch))
+        common = self.rng.uniform(5 / 255, 60 / 255, self.batch)
+        return np.where(self.rng.random(self.batch) < 0.6, wide, common).astype(np.float32)
+
+    @property
+    def state(self) -> dict:
+        return self.rng.bit_generator.state
+
+    @state.setter
+    def state(self, state: dict):
+        self.rng.bit_generator.state = state
+
+
+def parse_source(text: str) -> tuple[str, Source]:
+    """A source from the command line: ``name=path[,path...][:weight][:hu][:complex]``."""
+    name, _, rest = text.partition("=")
+    if not rest:
+        raise ValueError(f"source: expected name=path[,path...][:weight][:hu][:complex], got {text!r}")
+    paths, *options = rest.split(":")
+    images = [image for path in paths.split(",") for image in read_images(path)]
+    numbers = [float(option) for option in options if option not in ("hu", "complex")]
+    source = Source(images, numbers[0] if numbers else 1.0, "hu" in options, "complex" in options)
+    if not source.hounsfield and min(image.min() for image in source.images) < -10:
+        warnings.warn(f"source {name}: negative values; if these are Hounsfield units, append ':hu'", stacklevel=2)
+    return name, source

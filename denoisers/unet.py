@@ -1,0 +1,109 @@
+"""The bundled denoising network: a small residual U-Net that is homogeneous in image and noise level."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from deepinv.models import Denoiser
+from torch import Tensor, nn
+
+from denoisers.weights import half_is_fast
+
+
+class ResidualUNet(Denoiser):
+    r"""Noise-conditional, bias-free residual U-Net for grey images.
+
+    The network estimates the noise, :math:`D(y, \sigma) = y - F(y, \sigma)`. It has neither biases nor
+    normalisation layers, and the noise level enters as one more image, so it is jointly 1-homogeneous,
+    :math:`D(a y, a \sigma) = a D(y, \sigma)` for :math:`a > 0`: contrast and noise level may be scaled
+    together without retraining (the bias-free argument of Mohan et al., *Robust and interpretable blind image
+    denoising via bias-free convolutional neural networks*, ICLR 2020; the layout follows DRUNet, Zhang et
+    al., *Plug-and-play image restoration with deep denoiser prior*, TPAMI 2021). Besides the image, the
+    network sees a *detail* channel :math:`8\sigma\tanh((y - \mathrm{blur}(y)) / 4\sigma)`, which shows it
+    structures of the size of the noise at full precision even where the noise is far below the contrast.
+
+    Only the first and the last convolution run in full precision; with ``half=True`` the rest runs in bfloat16.
+
+    :param widths: channels of each level, finest first. ``(32, 64, 128)`` has 1.04 M parameters.
+    :param blocks: residual blocks of each level, on the way down and on the way up.
+    :param half: run the trunk in bfloat16: True, False, or None for True where the processor does it fast.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 2, half: bool | None = None):
+        super().__init__()
+        self.widths, self.blocks, self.half = tuple(widths), blocks, half
+        self.head = _conv(4 * 3, widths[0])
+        self.down = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in zip(widths, widths[1:]))
+        self.body = _blocks(widths[-1], blocks)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2, bias=False) for a, b in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.tail = _conv(widths[0], 4)
+        nn.init.zeros_(self.tail.weight)  # starts as the identity
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+        """Denoise ``x``.
+
+        :param x: noisy images (B, 1, H, W), H and W of any size.
+        :param sigma: noise standard deviation in the units of ``x``: a float, or a tensor that holds one value or B values.
+        :return: denoised images, of the shape and dtype of ``x``.
+        """
+        if x.ndim != 4 or x.shape[1] != 1:
+            raise ValueError(f"x: expected one-channel images (B, 1, H, W), got shape {tuple(x.shape)}")
+        noise_level = self._handle_sigma(sigma, batch_size=x.shape[0], ndim=4, device=x.device, dtype=torch.float32)
+        return x - self.noise(x.float(), noise_level).to(x.dtype)
+
+    def noise(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """The estimated noise in ``y`` (B, 1, H, W) with levels ``sigma`` (B, 1, 1, 1)."""
+        height, width = y.shape[-2:]
+        y = _pad(y, multiple=2 ** len(self.widths))
+        blurred = F.avg_pool2d(y, 5, 1, 2, count_include_pad=False)
+        detail = 8 * sigma * torch.tanh((y - blurred) / (4 * sigma.clamp_min(1e-12)))
+        features = torch.cat([y, detail, sigma.expand_as(y)], 1)
+        features = F.pixel_unshuffle(features, 2).to(memory_format=torch.channels_last)
+        features = self.head(features)
+        half = half_is_fast(y.device) if self.half is None else self.half
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
+            features = self._trunk(features)
+        with torch.autocast(y.device.type, enabled=False):
+            return F.pixel_shuffle(self.tail(features.float()), 2)[..., :height, :width]
+
+    def _trunk(self, features: Tensor) -> Tensor:
+        skips = []
+        for down, shrink in zip(self.down, self.shrink):
+            skips.append(down(features))
+            features = shrink(skips[-1])
+        features = self.body(features)
+        for up, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips)):
+            features = up(grow(features) + skip)
+        return features
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(relu(conv(x)))``."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
+        with torch.no_grad():  # without normalisation, deep sums of blocks must start near the identity
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+
+def _blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width) for _ in range(count)))
+
+
+def _pad(y: Tensor, multiple: int) -> Tensor:
+    """Extend the right and lower border to a multiple; mirrored where the image is large enough for that."""
+    bottom, right = -y.shape[-2] % multiple, -y.shape[-1] % multiple
+    if not bottom and not right:
+        return y
+    mode = "reflect" if bottom < y.shape[-2] and right < y.shape[-1] else "replicate"
+    return F.pad(y, (0, right, 0, bottom), mode=mode)

@@ -1,0 +1,81 @@
+"""Weight files: half-precision safetensors with a model card, checked when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+
+def write(network: nn.Module, path: str | Path, settings: dict, card: dict | None = None) -> Path:
+    """Write the weights of a network, and its model card beside them under the same name ending in ``.json``.
+
+    :param network: the network.
+    :param path: file to write; what was there is replaced only once the new one is complete.
+    :param settings: keyword arguments that build the network again.
+    :param card: what the card tells besides architecture, settings, parameter count and checksum.
+    """
+    path = Path(path)
+    state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in network.state_dict().items()}
+    content = save(state)
+    card = {
+        "architecture": type(network).__name__,
+        "settings": settings,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    } | (card or {})
+    replace(path, content)
+    replace(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+    return path
+
+
+def read(path: str | Path, architectures: dict[str, type[nn.Module]]) -> nn.Module:
+    """Build the network that a weight file belongs to, in evaluation mode, its card as ``network.card``.
+
+    :param path: safetensors file with its card beside it.
+    :param architectures: networks by name.
+    :raises FileNotFoundError: where file or card are missing.
+    :raises ValueError: for another architecture, or when the checksum does not agree.
+    """
+    path = Path(path)
+    card = read_card(path)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.get("sha256"):
+        raise ValueError(f"weights: {path} is damaged or its card is another's: sha256 {found}, card {card.get('sha256')}")
+    if card["architecture"] not in architectures:
+        raise ValueError(f"weights: {path} is for {card['architecture']}; known are {', '.join(architectures)}")
+    network = architectures[card["architecture"]](**card["settings"])
+    network.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
+    network.card = card
+    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def read_card(path: str | Path) -> dict:
+    """The model card beside a weight file, with the name of the file as ``name``."""
+    path = Path(path)
+    card = path.with_suffix(".json")
+    for file in (path, card):
+        if not file.exists():
+            raise FileNotFoundError(f"weights: {file} does not exist")
+    return {"name": path.stem} | json.loads(card.read_text())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and move it into place, so that nothing is lost half-way."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def half_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on a device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and supported()

@@ -1,0 +1,6 @@
+"""Forward operators of medical imaging, each a ``deepinv.physics.LinearPhysics``."""
+
+from operators import coils, masks
+from operators.mri import MRI
+
+__all__ = ["MRI", "coils", "masks"]

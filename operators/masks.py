@@ -1,0 +1,107 @@
+"""Sampling masks for Cartesian MRI, as float32 tensors (H, W) with the zero frequency at (H // 2, W // 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def cartesian(shape: tuple[int, int], acceleration: float, calibration: int = 24, seed: int | None = None) -> Tensor:
+    """Random phase-encoding lines (columns) of variable density around a fully sampled calibration region.
+
+    :param shape: (H, W); the lines run along H.
+    :param acceleration: W divided by the number of lines, calibration included.
+    :param calibration: number of fully sampled central lines.
+    :param seed: seed of the random choice; None for another one each time.
+    :raises ValueError: where the calibration lines alone exceed the number of lines.
+    """
+    height, width = _check(shape, acceleration, calibration)
+    lines = round(width / acceleration)
+    calibration = min(calibration, width)
+    if lines < calibration:
+        raise ValueError(
+            f"calibration: {calibration} lines are more than the {lines} that acceleration {acceleration} leaves of {width}"
+        )
+    centre = _central(width, calibration)
+    outside = np.setdiff1d(np.arange(width), centre)
+    distance = np.abs(outside - width // 2) / (width / 2)
+    density = (1 - distance).clip(0) ** 2 + 0.05
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(outside, lines - calibration, replace=False, p=density / density.sum())
+    mask = torch.zeros(height, width)
+    mask[:, centre] = 1
+    mask[:, chosen] = 1
+    return mask
+
+
+def poisson(shape: tuple[int, int], acceleration: float, calibration: int = 24, seed: int | None = None) -> Tensor:
+    """Poisson-disc sampling in both directions, sparser outwards, around a calibration square.
+
+    No two samples outside the square are closer than a radius that grows with the distance from the centre (variable
+    density Poisson disc: Lustig & Pauly, Magn Reson Med 2010; dart throwing: Cook, ACM Trans Graph 1986). The corners
+    of k-space, which carry no resolution common to all directions, stay empty.
+
+    :param shape: (H, W), the two phase-encoding directions.
+    :param acceleration: H W divided by the number of samples; met within 2 %.
+    :param calibration: side of the fully sampled square.
+    :param seed: seed of the random choice; None for another one each time.
+    :raises ValueError: where the calibration square alone exceeds the number of samples.
+    """
+    height, width = _check(shape, acceleration, calibration)
+    rows, columns = _central(height, min(calibration, height)), _central(width, min(calibration, width))
+    wanted = round(height * width / acceleration)
+    if len(rows) * len(columns) > wanted:
+        raise ValueError(
+            f"calibration: a square of {calibration} has more samples than the {wanted} that acceleration {acceleration} leaves"
+        )
+    rng = np.random.default_rng(seed)
+    v, u = np.meshgrid(
+        (np.arange(height) - height // 2) / (height / 2), (np.arange(width) - width // 2) / (width / 2), indexing="ij"
+    )
+    distance = np.hypot(u, v)
+    start = np.zeros((height, width), bool)
+    start[np.ix_(rows, columns)] = True
+    allowed = (distance <= 1) & ~start if wanted < 0.7 * height * width else ~start
+    order = rng.permutation(np.flatnonzero(allowed))
+
+    low, high = 0.0, 20.0
+    for _ in range(14):  # bisection on the density: the disc's radius at the edge
+        edge = (low + high) / 2
+        mask = _throw_darts(start, order, 0.7 + edge * distance)
+        excess = mask.sum() / wanted - 1
+        if abs(excess) < 0.01:
+            break
+        low, high = (edge, high) if excess > 0 else (low, edge)
+    return torch.from_numpy(mask.astype(np.float32))
+
+
+def _throw_darts(start: np.ndarray, order: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Accept the points of ``order`` one by one that keep their distance from all accepted before."""
+    height, width = start.shape
+    margin = int(radius.max()) + 1
+    taken = np.pad(start, margin)
+    v, u = np.mgrid[-margin : margin + 1, -margin : margin + 1]
+    squares = u**2 + v**2
+    radii, rows, columns = radius.flat[order], *np.unravel_index(order, start.shape)
+    for r, row, column in zip(radii.tolist(), rows.tolist(), columns.tolist()):
+        reach = int(r)
+        window = taken[row + margin - reach : row + margin + reach + 1, column + margin - reach : column + margin + reach + 1]
+        near = squares[margin - reach : margin + reach + 1, margin - reach : margin + reach + 1] < r * r
+        if not (window & near).any():
+            taken[row + margin, column + margin] = True
+    return taken[margin : margin + height, margin : margin + width]
+
+
+def _central(n: int, count: int) -> np.ndarray:
+    return np.arange(count) + n // 2 - count // 2
+
+
+def _check(shape, acceleration, calibration) -> tuple[int, int]:
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"shape: expected (H, W), got {tuple(shape)}")
+    if acceleration < 1:
+        raise ValueError(f"acceleration: expected at least 1, got {acceleration}")
+    if calibration < 0:
+        raise ValueError(f"calibration: expected at least 0, got {calibration}")
+    return int(shape[0]), int(shape[1])
