@@ -1,7 +1,8 @@
 """Denoisers to use as priors: trained networks in the box, their training, and adapters to any image."""
 
+from denoisers.adapt import adapt
 from denoisers.library import available, load, save
 from denoisers.training import train
 from denoisers.unet import ResidualUNet
 
-__all__ = ["ResidualUNet", "available", "load", "save", "train"]
+__all__ = ["ResidualUNet", "adapt", "available", "load", "save", "train"]

@@ -1,0 +1,123 @@
+"""The algorithms. Each is its parameters, a schedule, and a step that reads like its paper's.
+
+To add one, write a dataclass with ``iterations``, ``schedule(problem)``, which gives the pairs (sigma, rho) of denoiser
+level and data weight, and ``step(problem, state, sigma, rho)``, which returns the next state; a state is a tuple whose
+first entry is the image. Put its name into :data:`ALGORITHMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pnp.problem import Problem
+from pnp.schedules import log_spaced
+
+State = tuple[Tensor, ...]
+Schedule = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class HQS:
+    """Half-quadratic splitting with a denoiser.
+
+    Zhang et al., *Plug-and-play image restoration with deep denoiser prior* (DPIR), TPAMI 2021. The denoiser's level
+    falls geometrically from ``first`` to ``last`` times the noise level, and the data weight follows it.
+
+    :param iterations: number of iterations, one denoiser call each.
+    :param weight: rho = weight noise^2 / sigma^2.
+    :param first: first denoiser level, in units of the image's range.
+    :param last: last denoiser level, in units of the noise.
+    :param sigma: explicit denoiser levels in the user's units of x, instead of the rule; with ``rho``.
+    :param rho: explicit data weights in the user's units, in |Ax - y|^2 + rho |x - z|^2.
+    """
+
+    iterations: int = 24
+    weight: float = 0.23
+    first: float = 0.29
+    last: float = 0.5
+    sigma: Sequence[float] | None = None
+    rho: Sequence[float] | None = None
+    uses_denoiser = True
+
+    def __post_init__(self):
+        if (self.sigma is None) != (self.rho is None):
+            raise ValueError("sigma, rho: expected both or neither")
+        if self.sigma is not None:
+            if len(self.sigma) != len(self.rho):
+                raise ValueError(f"sigma, rho: expected equally many, got {len(self.sigma)} and {len(self.rho)}")
+            object.__setattr__(self, "iterations", len(self.sigma))
+
+    def schedule(self, problem: Problem) -> Schedule:
+        if self.sigma is not None:
+            return [(s / problem.scale, r / problem.norm) for s, r in zip(self.sigma, self.rho)]
+        sigma = log_spaced(self.first, (self.last * problem.noise).clamp_max(self.first), self.iterations)
+        return zip(sigma, self.weight * (problem.noise / sigma) ** 2)
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        (z,) = state
+        x = problem.data_step(z, rho)
+        return (problem.denoise(x, sigma),)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """What the scanner would show: the operator's filtered back-projection, else its adjoint scaled by the norm."""
+
+    iterations: int = 1
+    uses_denoiser = False
+
+    def schedule(self, problem: Problem) -> Schedule:
+        return [(torch.zeros_like(problem.norm), torch.zeros_like(problem.norm))]
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        op = problem.measured.op
+        if hasattr(op, "fbp"):
+            return (op.fbp(problem.measured.y) / problem.scale,)
+        return (problem.adjoint_y,)
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """Regularised least squares by conjugate gradients; for multi-coil MRI this is CG-SENSE.
+
+    Pruessmann et al., *Advances in sensitivity encoding with arbitrary k-space trajectories*, Magn Reson Med 2001.
+
+    :param iterations: largest number of conjugate-gradient iterations.
+    :param rho: weight of |u|^2 relative to the operator's norm; None for the noise variance in units of the image.
+    """
+
+    iterations: int = 30
+    rho: float | None = None
+    uses_denoiser = False
+
+    def schedule(self, problem: Problem) -> Schedule:
+        rho = problem.noise**2 if self.rho is None else torch.full_like(problem.norm, self.rho)
+        return [(torch.zeros_like(rho), rho)]
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        zero = torch.zeros_like(problem.first)
+        return (problem.data_step(zero, rho, self.iterations, tolerance=1e-4),)
+
+
+ALGORITHMS = {"hqs": HQS, "direct": Direct, "cg": ConjugateGradients}
+RECOMMENDED = "hqs"
+
+
+def find(algorithm, iterations: int | None):
+    """The algorithm of a name (None: the recommended one), or the given one, with ``iterations`` if they are given."""
+    name = RECOMMENDED if algorithm is None else algorithm
+    if isinstance(name, str):
+        if name not in ALGORITHMS:
+            raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or an algorithm, got {name!r}")
+        algorithm = ALGORITHMS[name]()
+    elif not hasattr(algorithm, "step") or not hasattr(algorithm, "schedule"):
+        raise TypeError(f"algorithm: expected a name or an algorithm, got {type(algorithm).__name__}")
+    if iterations is not None:
+        if iterations < 1:
+            raise ValueError(f"iterations: expected at least 1, got {iterations}")
+        algorithm = replace(algorithm, iterations=iterations)
+    return algorithm

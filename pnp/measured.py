@@ -1,0 +1,85 @@
+"""An operator with its measurements: checked, whitened, and every call counted."""
+
+from __future__ import annotations
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from pnp.data_step import dot
+
+
+class Measured:
+    """A linear operator A and measurements y = A x + n.
+
+    Noise of another strength in each measurement is whitened: A and y are divided by ``sigma``.
+
+    :param op: deepinv ``LinearPhysics``.
+    :param y: measurements: a tensor, or a ``TensorList`` of stacked operators.
+    :param sigma: standard deviations, broadcastable to y, or None for noise of the same strength everywhere.
+    :raises TypeError: for another kind of operator or measurements.
+    :raises ValueError: for measurements of another shape than the operator's, with NaN or infinity, or all 0.
+    """
+
+    def __init__(self, op: LinearPhysics, y, sigma: Tensor | None = None):
+        if not isinstance(op, LinearPhysics):
+            raise TypeError(f"op: expected a deepinv LinearPhysics, got {type(op).__name__}")
+        _check(y)
+        self.op, self.weight = op, None if sigma is None else 1 / sigma
+        self.y = y if sigma is None else y * self.weight
+        self.calls = {"A": 0, "A_adjoint": 0, "A_adjoint_A": 0}
+        self.adjoint_y = self.adjoint(self.y)
+        if not torch.isfinite(self.adjoint_y).all():
+            raise ValueError("op: its adjoint of y holds NaN or infinity")
+        expected = op.A(torch.zeros_like(self.adjoint_y))
+        if isinstance(expected, Tensor) and expected.shape != y.shape:
+            raise ValueError(f"y: expected the operator's measurements {tuple(expected.shape)}, got {tuple(y.shape)}")
+
+    @property
+    def energy(self) -> Tensor:
+        """|y|^2 of each item of the batch, (B, 1, ...) like an image."""
+        return self._squared(self.y)
+
+    @property
+    def count(self) -> float:
+        """Number of measurements of each item; those that are exactly 0, like unsampled k-space, do not count."""
+        parts = [self.y] if isinstance(self.y, Tensor) else self.y
+        return sum(torch.count_nonzero(part).item() for part in parts) / len(self.adjoint_y)
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """|A x - y|^2 of each item, (B, 1, ...)."""
+        return self._squared(self.forward(x) - self.y)
+
+    def forward(self, x: Tensor):
+        self.calls["A"] += 1
+        y = self.op.A(x)
+        return y if self.weight is None else y * self.weight
+
+    def adjoint(self, y) -> Tensor:
+        self.calls["A_adjoint"] += 1
+        return self.op.A_adjoint(y if self.weight is None else y * self.weight)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A'A x, by the operator's own product where nothing is whitened."""
+        self.calls["A_adjoint_A"] += 1
+        if self.weight is None:
+            return self.op.A_adjoint_A(x)
+        return self.op.A_adjoint(self.op.A(x) * self.weight**2)
+
+    def _squared(self, y) -> Tensor:
+        total = dot(y, y).flatten() if isinstance(y, Tensor) else sum(dot(part, part).flatten() for part in y)
+        return total.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
+
+
+def _check(y) -> None:
+    parts = [y] if isinstance(y, Tensor) else y
+    if not isinstance(parts, (list, tuple)) and not hasattr(parts, "__iter__"):
+        raise TypeError(f"y: expected a tensor, got {type(y).__name__}")
+    for part in parts:
+        if not isinstance(part, Tensor) or part.is_complex() or not part.is_floating_point():
+            found = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"y: expected a real floating-point tensor, got {found}")
+        if not torch.isfinite(part).all():
+            raise ValueError("y: expected finite values, got NaN or infinity")
+    if not any(part.any() for part in parts):
+        raise ValueError("y: expected measurements, got only zeros")

@@ -1,0 +1,160 @@
+"""The problem as the algorithms see it: operator of norm 1, image range [0, 1], the two steps they are made of."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from denoisers.adapt import accepts, adapt
+from pnp import noise as noise_levels
+from pnp.data_step import closed_form, conjugate_gradients
+from pnp.measured import Measured
+from pnp.spectrum import lanczos
+
+# below this noise level, in units of the image's range, the data step is as good as exact interpolation
+LEAST_NOISE = 5e-4
+
+
+class Problem:
+    """A linear inverse problem, normalised.
+
+    With the largest eigenvalue L of A'A and the image's range s, the unknown is u = x / s, the operator A / sqrt(L), and
+    the noise has standard deviation :attr:`noise` = sigma / (sqrt(L) s). Every item of the batch has its own s, L and
+    noise, so that items do not influence each other. In exact arithmetic the result does not depend on units.
+
+    :param op: deepinv ``LinearPhysics``.
+    :param y: its measurements.
+    :param denoiser: callable ``denoiser(x, sigma)``, or None for algorithms without one.
+    :param noise: see :func:`pnp.solve`.
+    :param seed: seed of the probe that measures the operator's norm.
+    :raises ValueError: for input that does not fit, see :class:`pnp.measured.Measured`.
+    """
+
+    def __init__(self, op: LinearPhysics, y, denoiser: Callable | None, noise=None, seed: int | None = None):
+        if denoiser is not None and not callable(denoiser):
+            raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
+        told = noise_levels.told(op, y, noise)
+        uneven = isinstance(told, Tensor)
+        self.measured = Measured(op, y, told if uneven else None)
+        b = self.measured.adjoint_y
+        self.calls = self.measured.calls
+        self.calls["denoiser"] = 0
+        self.seconds = {"data": 0.0, "denoiser": 0.0}
+
+        values, self.ritz_weights = lanczos(self.measured.normal, b, seed=seed or 0)
+        self.norm = _per_item(values[:, -1], b)
+        if not (self.norm > 0).all():
+            raise ValueError("op: expected an operator other than 0")
+        self.ritz_values = values / values[:, -1:]
+        self._inverse = None if uneven else closed_form(op, b)
+
+        self.scale = torch.ones_like(self.norm)
+        first = self.tikhonov(0.05)
+        self.scale, self.offset, self.phase = _image_range(first)
+        self.first = first / self.scale
+
+        if told is None:
+            told = noise_levels.estimate(op, y, b)
+        self.measured_noise = self._noise_from_residual() if told is None else told
+        whitened = torch.as_tensor(1.0 if uneven else self.measured_noise, device=b.device)
+        self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
+        if denoiser is not None:
+            self._denoiser = self._adapted(denoiser)
+
+    @property
+    def adjoint_y(self) -> Tensor:
+        """A'y of the normalised problem."""
+        return self.measured.adjoint_y / (self.norm * self.scale)
+
+    def normal(self, u: Tensor) -> Tensor:
+        """A'A u of the normalised problem."""
+        return self.measured.normal(u) / self.norm
+
+    def data_step(self, z: Tensor, rho: Tensor, iterations: int = 15, tolerance: float = 1e-3) -> Tensor:
+        """argmin |A u - y|^2 + rho |u - z|^2: in closed form, or by conjugate gradients started at z."""
+        began = time.perf_counter()
+        b = self.adjoint_y
+        if self._inverse is not None:
+            u = self._inverse((b + rho * z) * self.norm, rho * self.norm)
+        else:
+            gradient = b - self.normal(z)
+            u = z + conjugate_gradients(self.normal, gradient, rho, iterations, tolerance)
+        self.seconds["data"] += time.perf_counter() - began
+        return u
+
+    def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """The denoiser's estimate of the image in u, which has noise of standard deviation sigma (B, 1, ...)."""
+        began = time.perf_counter()
+        self.calls["denoiser"] += 1
+        u = self._denoiser(u, sigma)
+        self.seconds["denoiser"] += time.perf_counter() - began
+        return u
+
+    def tikhonov(self, rho: float, iterations: int = 30, tolerance: float = 1e-3) -> Tensor:
+        """argmin |A u - y|^2 + rho |u|^2."""
+        zero = torch.zeros_like(self.measured.adjoint_y)
+        return self.data_step(zero, torch.full_like(self.norm, rho), iterations, tolerance)
+
+    def misfit(self, u: Tensor) -> Tensor:
+        """Root mean square of A u - y in units of the noise, (B, 1, ...): about 1 where u explains the data."""
+        variance = self.measured.misfit(u * self.scale) / self.measured.count
+        return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
+
+    def _noise_from_residual(self, rho: float = 1e-3) -> float:
+        """Noise of measurements of any kind, from what no image explains: |A u_rho - y|^2 at a small rho."""
+        squared = self.measured.misfit(self.tikhonov(rho) * self.scale)
+        left = (self.ritz_weights * (rho / (self.ritz_values.clamp_min(0) + rho)) ** 2).sum(1).mean().item()
+        unknowns = self.first[0].numel()
+        freedom = max(self.measured.count - unknowns, 0) + unknowns * left
+        return math.sqrt(squared.mean().item() / max(freedom, 1))
+
+    def _adapted(self, denoiser: Callable) -> Callable:
+        """The denoiser, on images in units of their range.
+
+        A network for complex images is given them as they are; one for grey images sees real and imaginary part after
+        the smooth phase has been taken off, so that the real part looks like a magnitude.
+        """
+        channels = self.first.shape[1]
+        dtype = next((p.dtype for p in getattr(denoiser, "parameters", list)()), self.first.dtype)
+        single = channels > 1 and not accepts(denoiser, channels, self.first.device, dtype)
+        phase = self.phase if single else None
+        return adapt(denoiser, offset=self.offset / self.scale, phase=phase, channels=single)
+
+
+def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scale, offset (B, 1, ...) and, of complex images, smooth phase (B, H, W), from a first image."""
+    if image.shape[1] == 2 and image.ndim == 4:
+        value = torch.view_as_complex(image.movedim(1, -1).contiguous())
+        scale, offset = _percentile(value.abs()[:, None], 0.999), torch.zeros(len(image), 1, 1, 1, device=image.device)
+        smooth = _low_pass(value)
+        phase = smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
+    else:
+        low, high = _percentile(image, 0.001), _percentile(image, 0.999)
+        offset = torch.where(low < -0.1 * high.abs(), low, 0.0)
+        scale, phase = high - offset, None
+    if not (scale > 0).all():
+        raise ValueError("y: expected measurements of an image, but a first reconstruction of them is 0")
+    return scale, offset, phase
+
+
+def _low_pass(image: Tensor, width: float = 0.04) -> Tensor:
+    """Gaussian low-pass of complex images (B, H, W); ``width`` is its standard deviation in cycles per pixel."""
+    v, u = (torch.fft.fftfreq(n, device=image.device) for n in image.shape[-2:])
+    window = torch.exp(-(v[:, None] ** 2 + u[None, :] ** 2) / (2 * width**2))
+    return torch.fft.ifft2(torch.fft.fft2(image) * window)
+
+
+def _percentile(image: Tensor, q: float) -> Tensor:
+    """Quantile of each item of a batch, (B, 1, ...); of every n-th value where there are more than a million."""
+    values = image.flatten(1)
+    values = values[:, :: max(values.shape[1] // 1_000_000, 1)]
+    return _per_item(torch.quantile(values.float(), q, dim=1).to(image.dtype), image)
+
+
+def _per_item(values: Tensor, image: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (image.ndim - 1))

@@ -1,0 +1,153 @@
+"""One call that reconstructs: the loop that all algorithms share, and what it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+from tqdm import tqdm
+
+from pnp import algorithms
+from pnp.problem import Problem
+
+
+@dataclass(repr=False)
+class Solution:
+    """What :func:`solve` found.
+
+    :param x: the image (B, C, H, W), in the units that A x = y asks for.
+    :param noise: standard deviation of the noise in y that was told or estimated: a number, or a tensor like y.
+    :param converged: whether the last iteration changed the image by less than the noise.
+    :param iterations: iterations that were run.
+    :param history: lists with an entry an iteration: ``residual`` (root mean square of A x - y in units of the noise,
+        1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of the
+        image's range and the operator's norm), ``change`` (relative change of the image).
+    :param calls: how often ``A``, ``A_adjoint``, their fused product ``A_adjoint_A`` and the ``denoiser`` were called.
+    :param seconds: wall time of the whole call.
+    :param split: seconds of it in the denoiser, in the data steps, and in setting up (norm, range, noise, start).
+    :param algorithm: the algorithm with its settings: give it to :func:`solve` to run the same again.
+    """
+
+    x: Tensor
+    noise: float | Tensor
+    converged: bool
+    iterations: int
+    history: dict[str, list[float]]
+    calls: dict[str, int]
+    seconds: float
+    split: dict[str, float]
+    algorithm: object = field(default=None)
+
+    def __repr__(self) -> str:
+        noise = f"{self.noise:.3g}" if not isinstance(self.noise, Tensor) else "per measurement"
+        state = "converged" if self.converged else "not converged"
+        calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
+        return (
+            f"Solution(x {tuple(self.x.shape)} by {self.algorithm}: {state} after {self.iterations} iterations, "
+            f"noise {noise}, {calls}, {self.seconds:.2f} s)"
+        )
+
+
+class DivergenceError(RuntimeError):
+    """The iteration left all bounds.
+
+    :param message: what happened and what may help.
+    :param history: the history up to there, as in :class:`Solution`.
+    """
+
+    def __init__(self, message: str, history: dict[str, list[float]]):
+        super().__init__(message)
+        self.history = history
+
+
+@torch.no_grad()
+def solve(
+    op: LinearPhysics,
+    y: Tensor,
+    denoiser: Callable | None,
+    *,
+    algorithm=None,
+    noise: float | Tensor | None = None,
+    iterations: int | None = None,
+    start: Tensor | None = None,
+    seed: int | None = None,
+    callback: Callable[[int, Tensor], object] | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Reconstruct the image x from measurements y = A x + noise, with a denoiser as prior. Nothing is left to tune.
+
+    :param op: the forward operator A, any ``deepinv.physics.LinearPhysics``.
+    :param y: measurements of a batch of images.
+    :param denoiser: the prior: ``denoiser(x, sigma)`` on images (B, C, H, W), sigma in the units of x. One for grey
+        images is applied to real and imaginary part of complex ones. Algorithms without a denoiser take None.
+    :param algorithm: None for the recommended one, the name of one (``"hqs"``, ``"cg"``, ``"direct"``), or an instance
+        with its own settings, for instance ``pnp.algorithms.HQS(weight=0.5)``.
+    :param noise: standard deviation of the noise in y: a number, or a tensor broadcastable to y for noise of another
+        strength in each measurement. None for the operator's Gaussian noise model; where it has none, it is estimated.
+    :param iterations: number of iterations, default the algorithm's.
+    :param start: image to start from, default a regularised least-squares solution.
+    :param seed: seed of all that is random; the same seed gives the same image.
+    :param callback: called after each iteration as ``callback(k, x)``; when it returns True the iteration stops.
+    :param progress: show a progress bar.
+    :raises ValueError, TypeError: for input that is wrong or does not fit together; the message names the argument.
+    :raises DivergenceError: when the iteration diverges.
+    """
+    began = time.perf_counter()
+    algorithm = algorithms.find(algorithm, iterations)
+    if denoiser is None and algorithm.uses_denoiser:
+        raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
+    problem = Problem(op, y, denoiser if algorithm.uses_denoiser else None, noise, seed)
+    state = (problem.first if start is None else _checked_start(start, problem),)
+    schedule = list(algorithm.schedule(problem))
+    split = {"setup": time.perf_counter() - began, "data": 0.0, "denoiser": 0.0}
+    problem.seconds.update(data=0.0, denoiser=0.0)
+
+    history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
+    for k, (sigma, rho) in enumerate(tqdm(schedule, disable=not progress)):
+        before = state[0]
+        state = algorithm.step(problem, state, sigma, rho)
+        history["sigma"].append(sigma.mean().item())
+        history["rho"].append(rho.mean().item())
+        history["change"].append(((state[0] - before).norm() / before.norm().clamp_min(1e-12)).item())
+        _guard(state[0], k, history)
+        history["residual"].append(problem.misfit(state[0]).mean().item())
+        if callback is not None and callback(k, state[0] * problem.scale) is True:
+            break
+    x = state[0]
+    converged = history["change"][-1] * x.square().mean().sqrt().item() <= problem.noise.max().item()
+    split |= problem.seconds
+    return Solution(
+        x=x * problem.scale,
+        noise=problem.measured_noise,
+        converged=converged or not algorithm.uses_denoiser,
+        iterations=len(history["change"]),
+        history=history,
+        calls=problem.calls,
+        seconds=time.perf_counter() - began,
+        split=split,
+        algorithm=algorithm,
+    )
+
+
+def _checked_start(start: Tensor, problem: Problem) -> Tensor:
+    if start.shape != problem.first.shape:
+        raise ValueError(f"start: expected the image's shape {tuple(problem.first.shape)}, got {tuple(start.shape)}")
+    if not torch.isfinite(start).all():
+        raise ValueError("start: expected finite values, got NaN or infinity")
+    return start.to(problem.first) / problem.scale
+
+
+def _guard(u: Tensor, k: int, history: dict[str, list[float]]) -> None:
+    """Images are in units of their range: far outside it, the iteration is lost."""
+    largest = u.abs().max().item()
+    if not largest <= 1e3:
+        found = "values that are not finite" if not torch.isfinite(u).all() else f"values of {largest:.0f} times the range"
+        raise DivergenceError(
+            f"diverged in iteration {k + 1}: {found}. Is the operator's adjoint right (operators.check), and is the "
+            "denoiser one for noise levels in units of the image?",
+            history,
+        )
