@@ -58,7 +58,9 @@ class Adapted(Denoiser):
         out = self.denoiser(images, levels)
         if not isinstance(out, Tensor) or out.shape != images.shape:
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"denoiser: expected it to return the shape {tuple(images.shape)} it was given, got {found}")
+            raise ValueError(
+                f"denoiser: expected it to return the shape {tuple(images.shape)} it was given, got {found}"
+            )
         return out.reshape(x.shape).to(x.dtype)
 
 

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from denoisers import weights as files
 from denoisers.data import Patches, Source, parse_source
 from denoisers.library import save
 from denoisers.unet import ResidualUNet
@@ -51,7 +51,7 @@ def train(
 
     :param sources: named image sources, see :class:`denoisers.data.Source`.
     :param out: folder for ``checkpoint.pt``, ``weights.safetensors``, ``weights.json`` and ``log.csv``.
-    :param network: network to train or fine-tune, called as ``network(x, sigma)``; default a new small :class:`ResidualUNet`.
+    :param network: network to train or fine-tune, ``network(x, sigma)``; default a new small :class:`ResidualUNet`.
     :param steps: number of optimiser steps.
     :param batch: patches a step.
     :param patch: side of the patches in pixels.
@@ -80,30 +80,18 @@ def train(
     run = {"step": 0, "cpu_seconds": 0.0}
 
     checkpoint = out / "checkpoint.pt"
+    parts = {"network": network, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
-        for name, part in (("network", network), ("averaged", averaged), ("optimiser", optimiser), ("rate", rate)):
+        for name, part in parts.items():
             part.load_state_dict(saved[name])
         patches.state, balance.mean, run = saved["patches"], saved["balance"], saved["run"]
         noise.set_state(saved["noise"])
 
     def save_checkpoint():
-        _write_atomically(
-            checkpoint,
-            lambda file: torch.save(
-                {
-                    "network": network.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "rate": rate.state_dict(),
-                    "patches": patches.state,
-                    "balance": balance.mean,
-                    "noise": noise.get_state(),
-                    "run": run,
-                },
-                file,
-            ),
-        )
+        states = {name: part.state_dict() for name, part in parts.items()}
+        states |= {"patches": patches.state, "balance": balance.mean, "noise": noise.get_state(), "run": run}
+        files.checkpoint(checkpoint, states)
 
     network.train()
     last_save, last_cpu = time.monotonic(), time.process_time()
@@ -216,12 +204,6 @@ def _write_weights(network: nn.Module, sources: dict[str, Source], out: Path, ru
         "validation_psnr": run.get("validation_psnr", {}),
     }
     save(network, out / "weights.safetensors", card)
-
-
-def _write_atomically(path: Path, write: Callable) -> None:
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

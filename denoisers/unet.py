@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from deepinv.models import Denoiser
@@ -34,9 +36,9 @@ class ResidualUNet(Denoiser):
         self.widths, self.blocks, self.half = tuple(widths), blocks, half
         self.head = _conv(4 * 3, widths[0])
         self.down = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in zip(widths, widths[1:]))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))
         self.body = _blocks(widths[-1], blocks)
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2, bias=False) for a, b in zip(widths, widths[1:]))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2, bias=False) for a, b in pairwise(widths))
         self.up = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
         self.tail = _conv(widths[0], 4)
         nn.init.zeros_(self.tail.weight)  # starts as the identity
@@ -45,7 +47,7 @@ class ResidualUNet(Denoiser):
         """Denoise ``x``.
 
         :param x: noisy images (B, 1, H, W), H and W of any size.
-        :param sigma: noise standard deviation in the units of ``x``: a float, or a tensor that holds one value or B values.
+        :param sigma: noise standard deviation in the units of ``x``: a float, or a tensor of one or B values.
         :return: denoised images, of the shape and dtype of ``x``.
         """
         if x.ndim != 4 or x.shape[1] != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -47,7 +48,9 @@ def read(path: str | Path, architectures: dict[str, type[nn.Module]]) -> nn.Modu
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != card.get("sha256"):
-        raise ValueError(f"weights: {path} is damaged or its card is another's: sha256 {found}, card {card.get('sha256')}")
+        raise ValueError(
+            f"weights: {path} is damaged or its card is another's: sha256 {found}, card {card.get('sha256')}"
+        )
     if card["architecture"] not in architectures:
         raise ValueError(f"weights: {path} is for {card['architecture']}; known are {', '.join(architectures)}")
     network = architectures[card["architecture"]](**card["settings"])
@@ -66,11 +69,20 @@ def read_card(path: str | Path) -> dict:
     return {"name": path.stem} | json.loads(card.read_text())
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: str | Path, content: bytes) -> Path:
     """Write a file under a temporary name and move it into place, so that nothing is lost half-way."""
+    path = Path(path)
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+    return path
+
+
+def checkpoint(path: Path, state: dict) -> None:
+    """Save the state of a training run, replacing the last one once it is complete."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    replace(path, buffer.getvalue())
 
 
 def half_is_fast(device: torch.device) -> bool:

@@ -38,6 +38,4 @@ card = {
     "licence": "trained on data released for research use with acknowledgement; the images are not part of the package",
     "recipe": "examples/train_brain_tissue.py",
 }
-segmentation.train(
-    training, CLASSES, options.out, validation=validation, steps=options.steps, heads=True, card=card
-)
+segmentation.train(training, CLASSES, options.out, validation=validation, steps=options.steps, heads=True, card=card)

@@ -21,7 +21,7 @@ def cartesian(shape: tuple[int, int], acceleration: float, calibration: int = 24
     calibration = min(calibration, width)
     if lines < calibration:
         raise ValueError(
-            f"calibration: {calibration} lines are more than the {lines} that acceleration {acceleration} leaves of {width}"
+            f"calibration: {calibration} lines are more than the {lines} that acceleration {acceleration} leaves"
         )
     centre = _central(width, calibration)
     outside = np.setdiff1d(np.arange(width), centre)
@@ -53,7 +53,7 @@ def poisson(shape: tuple[int, int], acceleration: float, calibration: int = 24, 
     wanted = round(height * width / acceleration)
     if len(rows) * len(columns) > wanted:
         raise ValueError(
-            f"calibration: a square of {calibration} has more samples than the {wanted} that acceleration {acceleration} leaves"
+            f"calibration: a square of {calibration} is more than the {wanted} samples of acceleration {acceleration}"
         )
     rng = np.random.default_rng(seed)
     v, u = np.meshgrid(
@@ -86,7 +86,9 @@ def _throw_darts(start: np.ndarray, order: np.ndarray, radius: np.ndarray) -> np
     radii, rows, columns = radius.flat[order], *np.unravel_index(order, start.shape)
     for r, row, column in zip(radii.tolist(), rows.tolist(), columns.tolist()):
         reach = int(r)
-        window = taken[row + margin - reach : row + margin + reach + 1, column + margin - reach : column + margin + reach + 1]
+        window = taken[
+            row + margin - reach : row + margin + reach + 1, column + margin - reach : column + margin + reach + 1
+        ]
         near = squares[margin - reach : margin + reach + 1, margin - reach : margin + reach + 1] < r * r
         if not (window & near).any():
             taken[row + margin, column + margin] = True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class MRI(LinearPhysics):
-    r"""Cartesian MRI: :math:`y_n = M F S_n x` with mask :math:`M`, centred unitary FFT :math:`F`, coil maps :math:`S_n`.
+    r"""Cartesian MRI, :math:`y_n = M F S_n x`: mask :math:`M`, centred unitary FFT :math:`F`, coil maps :math:`S_n`.
 
     Same conventions and numbers as ``deepinv.physics.MRI`` and ``MultiCoilMRI`` (SENSE model: Pruessmann et al., Magn
     Reson Med 1999). The shifts of the centred FFT are phase factors that are multiplied into mask and maps once; in the
@@ -136,10 +136,8 @@ def _centring(height: int, width: int, device) -> tuple[Tensor, Tensor]:
 
     (before_rows, after_rows), (before_columns, after_columns) = phases(height), phases(width)
     before, after = torch.outer(before_rows, before_columns), torch.outer(after_rows, after_columns)
-    if height % 2 == 0 and width % 2 == 0:
-        after = after.real.round().float()
-    else:
-        after = after.to(torch.complex64)
+    even = height % 2 == 0 and width % 2 == 0
+    after = after.real.round().float() if even else after.to(torch.complex64)
     return before.to(torch.complex64), after
 
 
@@ -166,7 +164,9 @@ def _check_maps(maps: Tensor, mask: Tensor) -> Tensor:
     maps = maps[None] if maps.ndim == 3 else maps
     if maps.ndim != 4 or maps.shape[-2:] != mask.shape[-2:]:
         size = " x ".join(map(str, mask.shape[-2:]))
-        raise ValueError(f"maps: expected shape (N, H, W) or (B, N, H, W) of the mask's size {size}, got {tuple(maps.shape)}")
+        raise ValueError(
+            f"maps: expected shape (N, H, W) or (B, N, H, W) of the mask's size {size}, got {tuple(maps.shape)}"
+        )
     if not torch.isfinite(torch.view_as_real(maps)).all():
         raise ValueError("maps: expected finite values, got NaN or infinity")
     return maps

@@ -41,8 +41,8 @@ def conjugate_gradients(
 def closed_form(op, like: Tensor) -> Callable | None:
     r"""The map :math:`(b, \rho) \mapsto (A^H A + \rho I)^{-1} b` where the operator has it in closed form, else None.
 
-    An operator offers it by a method ``normal_inverse()`` that returns the map or None; deepinv's decomposable operators
-    by their singular values. It is tried once on noise, and not used where it does not invert.
+    An operator offers it by a method ``normal_inverse()`` that returns the map or None; deepinv's decomposable
+    operators by their singular values. It is tried once on noise, and not used where it does not invert.
 
     :param like: an image (B, C, ...) of the operator's domain.
     """

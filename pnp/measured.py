@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from deepinv.physics import LinearPhysics
+from deepinv.utils import TensorList
 from torch import Tensor
 
 from pnp.data_step import dot
@@ -17,13 +18,11 @@ class Measured:
     :param op: deepinv ``LinearPhysics``.
     :param y: measurements: a tensor, or a ``TensorList`` of stacked operators.
     :param sigma: standard deviations, broadcastable to y, or None for noise of the same strength everywhere.
-    :raises TypeError: for another kind of operator or measurements.
+    :raises TypeError: for another kind of measurements.
     :raises ValueError: for measurements of another shape than the operator's, with NaN or infinity, or all 0.
     """
 
     def __init__(self, op: LinearPhysics, y, sigma: Tensor | None = None):
-        if not isinstance(op, LinearPhysics):
-            raise TypeError(f"op: expected a deepinv LinearPhysics, got {type(op).__name__}")
         _check(y)
         self.op, self.weight = op, None if sigma is None else 1 / sigma
         self.y = y if sigma is None else y * self.weight
@@ -43,8 +42,7 @@ class Measured:
     @property
     def count(self) -> float:
         """Number of measurements of each item; those that are exactly 0, like unsampled k-space, do not count."""
-        parts = [self.y] if isinstance(self.y, Tensor) else self.y
-        return sum(torch.count_nonzero(part).item() for part in parts) / len(self.adjoint_y)
+        return sum(torch.count_nonzero(part).item() for part in _parts(self.y)) / len(self.adjoint_y)
 
     def misfit(self, x: Tensor) -> Tensor:
         """|A x - y|^2 of each item, (B, 1, ...)."""
@@ -67,19 +65,20 @@ class Measured:
         return self.op.A_adjoint(self.op.A(x) * self.weight**2)
 
     def _squared(self, y) -> Tensor:
-        total = dot(y, y).flatten() if isinstance(y, Tensor) else sum(dot(part, part).flatten() for part in y)
+        total = sum(dot(part, part).flatten() for part in _parts(y))
         return total.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
 
 
+def _parts(y: Tensor | TensorList) -> list[Tensor]:
+    return list(y) if isinstance(y, TensorList) else [y]
+
+
 def _check(y) -> None:
-    parts = [y] if isinstance(y, Tensor) else y
-    if not isinstance(parts, (list, tuple)) and not hasattr(parts, "__iter__"):
-        raise TypeError(f"y: expected a tensor, got {type(y).__name__}")
-    for part in parts:
+    for part in _parts(y):
         if not isinstance(part, Tensor) or part.is_complex() or not part.is_floating_point():
             found = part.dtype if isinstance(part, Tensor) else type(part).__name__
             raise TypeError(f"y: expected a real floating-point tensor, got {found}")
         if not torch.isfinite(part).all():
             raise ValueError("y: expected finite values, got NaN or infinity")
-    if not any(part.any() for part in parts):
+    if not any(part.any() for part in _parts(y)):
         raise ValueError("y: expected measurements, got only zeros")

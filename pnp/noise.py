@@ -91,7 +91,9 @@ def _checked(noise, y: Tensor) -> float | Tensor:
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"noise: expected a number or a tensor broadcastable to y {tuple(y.shape)}, got {tuple(value.shape)}")
+        raise ValueError(
+            f"noise: expected a number or a tensor broadcastable to y {tuple(y.shape)}, got {tuple(value.shape)}"
+        )
     if (value == 0).any():
         raise ValueError("noise: expected positive standard deviations for each measurement, got some of 0")
     return value.to(y.device)

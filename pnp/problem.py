@@ -23,19 +23,21 @@ LEAST_NOISE = 5e-4
 class Problem:
     """A linear inverse problem, normalised.
 
-    With the largest eigenvalue L of A'A and the image's range s, the unknown is u = x / s, the operator A / sqrt(L), and
-    the noise has standard deviation :attr:`noise` = sigma / (sqrt(L) s). Every item of the batch has its own s, L and
-    noise, so that items do not influence each other. In exact arithmetic the result does not depend on units.
+    With the largest eigenvalue L of A'A and the image's range s, the unknown is u = x / s, the operator A / sqrt(L),
+    and the noise has standard deviation :attr:`noise` = sigma / (sqrt(L) s). Every item of the batch has its own s, L
+    and noise, so that items do not influence each other. In exact arithmetic the result does not depend on units.
 
     :param op: deepinv ``LinearPhysics``.
     :param y: its measurements.
     :param denoiser: callable ``denoiser(x, sigma)``, or None for algorithms without one.
     :param noise: see :func:`pnp.solve`.
     :param seed: seed of the probe that measures the operator's norm.
-    :raises ValueError: for input that does not fit, see :class:`pnp.measured.Measured`.
+    :raises TypeError, ValueError: for input that does not fit, see also :class:`pnp.measured.Measured`.
     """
 
     def __init__(self, op: LinearPhysics, y, denoiser: Callable | None, noise=None, seed: int | None = None):
+        if not isinstance(op, LinearPhysics):
+            raise TypeError(f"op: expected a deepinv LinearPhysics, got {type(op).__name__}")
         if denoiser is not None and not callable(denoiser):
             raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
         told = noise_levels.told(op, y, noise)

@@ -145,7 +145,9 @@ def _guard(u: Tensor, k: int, history: dict[str, list[float]]) -> None:
     """Images are in units of their range: far outside it, the iteration is lost."""
     largest = u.abs().max().item()
     if not largest <= 1e3:
-        found = "values that are not finite" if not torch.isfinite(u).all() else f"values of {largest:.0f} times the range"
+        found = (
+            "values that are not finite" if not torch.isfinite(u).all() else f"values of {largest:.0f} times the range"
+        )
         raise DivergenceError(
             f"diverged in iteration {k + 1}: {found}. Is the operator's adjoint right (operators.check), and is the "
             "denoiser one for noise levels in units of the image?",

@@ -54,8 +54,8 @@ def standardise(images: Tensor) -> Tensor:
 def load(task: str | Path = "brain-tissue", *, model: str = "unet", device=None) -> Segmenter:
     """Load a trained segmenter.
 
-    :param task: a bundled task (``"brain-tissue"``: background, CSF, grey and white matter on T1 brains), or the path of
-        a ``.safetensors`` file that :func:`segmentation.train` wrote.
+    :param task: a bundled task (``"brain-tissue"``: background, CSF, grey and white matter on T1 brains), or the path
+        of a ``.safetensors`` file that :func:`segmentation.train` wrote.
     :param model: which network's weights, for a bundled task.
     :param device: device to put it on, default the CPU.
     :raises ValueError: for an unknown task or model, or damaged weights.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 from tqdm import tqdm
 
-from denoisers.weights import half_is_fast
+from denoisers import weights as files
 from segmentation.augment import augment
 from segmentation.data import Pair, fit
 from segmentation.library import save, standardise
@@ -67,13 +66,15 @@ def train(
     torch.manual_seed(seed)
     network = (UNet(len(classes)) if network is None else network).to(memory_format=torch.channels_last)
     device = next(network.parameters()).device
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+    )
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=0.05)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
     order, random = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
     run = {"step": 0, "cpu_seconds": 0.0}
-    half = half_is_fast(device) if half is None else half
+    half = files.half_is_fast(device) if half is None else half
 
     checkpoint = out / "checkpoint.pt"
     parts = {"network": network, "averaged": averaged, "optimiser": optimiser, "rate": rate}
@@ -87,8 +88,7 @@ def train(
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
         states |= {"order": order.bit_generator.state, "random": random.get_state(), "run": run}
-        torch.save(states, checkpoint.with_suffix(".part"))
-        os.replace(checkpoint.with_suffix(".part"), checkpoint)
+        files.checkpoint(checkpoint, states)
 
     canvas = size * 4 // 3
     network.train()

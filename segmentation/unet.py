@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class UNet(nn.Module):
         inputs = (in_channels, *widths[:-1])
         strides = (1, *[2] * (len(widths) - 1))
         self.encoder = nn.ModuleList(_double_conv(a, b, s) for a, b, s in zip(inputs, widths, strides))
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths, widths[1:]))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_double_conv(2 * a, a) for a in widths[:-1])
         self.head = nn.Conv2d(widths[0], num_classes, 1)
 

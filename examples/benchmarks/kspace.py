@@ -6,7 +6,8 @@ Every method gets the same undersampled k-space and the same ESPIRiT maps, estim
 regularisation weights of BART and SigPy are the best of five, chosen with the truth, separately for every mask and
 seed: an advantage for them. ``pnp.solve`` is called with operator, measurements and bundled denoiser, nothing else.
 PSNR (peak: the largest value) and SSIM of the magnitude inside the head, against the fully sampled coil combination.
-BART is called through its command line (``apt install bart``), SigPy is ``pip install sigpy``; what is missing is left out.
+BART is called through its command line (``apt install bart``), SigPy is ``pip install sigpy``; a missing one is left
+out.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def main():
             for method, image in images.items():
                 psnr, ssim = scores(image, reference, head)
                 rows.append((mask_name, seed, method, psnr, ssim, seconds[method]))
-                print(f"{mask_name:13s} seed {seed}  {method:14s} {psnr:6.2f} dB  SSIM {ssim:.4f}  {seconds[method]:6.2f} s")
+                figures = f"{psnr:6.2f} dB  SSIM {ssim:.4f}  {seconds[method]:6.2f} s"
+                print(f"{mask_name:13s} seed {seed}  {method:14s} {figures}")
             if seed == 0:
                 picture(images, reference, rows, mask_name, options.out / f"{mask_name.replace(' ', '-').lower()}.png")
     print("\n| mask | method | PSNR, dB | SSIM | seconds |\n|---|---|---|---|---|")

@@ -1,0 +1,90 @@
+"""The command line, end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+
+from operators import masks
+from pnp import demo
+from pnp.cli import main
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["method"]: row for row in results["rows"]}
+    assert list(rows) == ["fully sampled", "zero filling", "CG-SENSE", "pnp.solve"]
+    assert rows["pnp.solve"]["psnr"] > max(rows["zero filling"]["psnr"], rows["CG-SENSE"]["psnr"]) + 4
+    for tissue in ("CSF", "grey matter", "white matter"):
+        reference = rows["fully sampled"][f"dice {tissue}"]
+        assert reference > 0.7
+        assert rows["pnp.solve"][f"dice {tissue}"] > reference - 0.05
+    assert results["noise_estimated"] == pytest.approx(0.01, rel=0.3)
+    page = (tmp_path / "report.html").read_text()
+    assert 'src="data:image/png' in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (tmp_path / "figure.png").stat().st_size > 50_000
+    assert "pnp.solve" in capsys.readouterr().out
+
+
+def test_reconstruct_and_segment(kspace, tmp_path, capsys):
+    scan = tmp_path / "scan.npy"
+    np.save(scan, kspace * masks.poisson(kspace.shape[1:], 3, 16, seed=0).numpy())
+    assert main(["reconstruct", str(scan)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 coils, 96 x 80" in printed
+    image = nibabel.load(tmp_path / "scan-pnp.nii.gz")
+    assert image.shape == (96, 80, 1)
+    assert (tmp_path / "scan-pnp.png").exists()
+    assert main(["segment", str(scan), "--out", str(tmp_path / "labels.nii.gz")]) == 0
+    labels = nibabel.load(tmp_path / "labels.nii.gz").get_fdata()
+    assert labels.shape == (96, 80, 1)
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
+
+
+def test_segment_keeps_the_geometry(tmp_path, capsys):
+    image, _ = demo.brain()
+    affine = np.diag([1, 1, 4, 1])
+    volume = np.moveaxis(image[:, 0].numpy(), 0, 2)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "t1.nii.gz")
+    assert main(["segment", str(tmp_path / "t1.nii.gz"), "--model", "brain-tissue"]) == 0
+    labels = nibabel.load(tmp_path / "t1-labels.nii.gz")
+    assert np.array_equal(labels.affine, affine)
+    assert labels.shape == volume.shape
+    assert labels.get_data_dtype() == np.uint8
+    assert "white matter" in capsys.readouterr().out
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "denoiser medical" in printed
+    assert "segmenter brain-tissue-unet" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "missing.cfl"], "missing.hdr does not exist"),
+        (["segment", "missing.nii.gz"], "missing.nii.gz does not exist"),
+        (["reconstruct", "{image}"], "expected raw k-space"),
+        (["segment", "{image}", "--model", "nonsense"], "no bundled weights"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, message, tmp_path, capsys):
+    np.save(tmp_path / "image.npy", np.ones((32, 32)))
+    assert main([argument.format(image=tmp_path / "image.npy") for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_module_runs():
+    shown = subprocess.run([sys.executable, "-m", "pnp", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(command in shown for command in ("demo", "reconstruct", "segment", "models"))

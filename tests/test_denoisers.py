@@ -1,0 +1,214 @@
+"""The bundled denoiser, the adapters, and the training."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import deepinv
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import denoisers
+from denoisers.data import Patches, Source, parse_source, read_images
+
+
+def psnr(x, reference):
+    return -10 * math.log10((x - reference).square().mean().item())
+
+
+@pytest.mark.parametrize("level", [1, 2, 5, 15, 25, 50, 100])
+def test_never_harmful(level, brain, medical):
+    noisy = brain + level / 255 * torch.randn_like(brain)
+    assert psnr(medical(noisy, level / 255), brain) > psnr(noisy, brain)
+
+
+def test_better_than_a_classical_denoiser(brain, medical):
+    noisy = brain + 25 / 255 * torch.randn_like(brain)
+    classical = max(psnr(deepinv.models.TVDenoiser()(noisy, s), brain) for s in (0.05, 0.1, 0.15, 0.2))
+    assert psnr(medical(noisy, 25 / 255), brain) > classical + 0.5
+
+
+def test_real_images(data, medical):
+    """Within a reasonable distance of FFDNet's published weights on images that nobody trained on."""
+    reference = data.parent / "reference" / "denoisers" / "ffdnet_gray.pth"
+    peer = deepinv.models.FFDNet(residual_denoising=True, pretrained=str(reference)).eval()
+    differences = []
+    with torch.no_grad(), np.load(data / "natural" / "set12.npz") as images:
+        for name in images.files[:5]:
+            clean = torch.from_numpy(images[name]).float()[None, None] / 255
+            noisy = clean + 25 / 255 * torch.randn_like(clean)
+            differences.append(psnr(medical(noisy, 25 / 255), clean) - psnr(peer(noisy, 25 / 255), clean))
+    assert np.mean(differences) > -1.0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.floats(0.01, 100), st.floats(0.001, 0.5))
+def test_any_size_and_homogeneous(height, width, batch, factor, sigma):
+    network = denoisers.ResidualUNet((4, 8, 8), half=False)
+    torch.nn.init.normal_(network.tail.weight, std=0.1)
+    x = torch.rand(batch, 1, height, width)
+    with torch.no_grad():
+        out = network(x, sigma)
+        assert out.shape == x.shape
+        assert torch.isfinite(out).all()
+        assert torch.allclose(network(factor * x, factor * sigma), factor * out, rtol=1e-3, atol=1e-4 * factor)
+        each = torch.full((batch,), sigma)
+        assert torch.allclose(network(x, each), out, atol=1e-5)
+
+
+def test_without_noise_nothing_breaks(brain, medical):
+    assert torch.isfinite(medical(brain, 0.0)).all()
+    assert medical(brain.double(), 0.1).dtype == torch.float64
+
+
+def test_half_precision_costs_no_quality(brain):
+    full, half = denoisers.load("medical"), denoisers.load("medical")
+    full.half, half.half = False, True
+    for level in (2, 25):
+        noisy = brain + level / 255 * torch.randn_like(brain)
+        assert abs(psnr(full(noisy, level / 255), brain) - psnr(half(noisy, level / 255), brain)) < 0.1
+
+
+def test_cards_tell_where_weights_come_from():
+    cards = denoisers.available()
+    assert "medical" in [card["name"] for card in cards]
+    for card in cards:
+        assert {"architecture", "parameters", "sha256", "data", "cpu_hours", "seed", "licence"} <= set(card)
+
+
+def test_loading_errors(tmp_path):
+    with pytest.raises(ValueError, match="name: expected one of medical"):
+        denoisers.load("nonsense")
+    with pytest.raises(ValueError, match="deepinv/drunet"):
+        denoisers.load("deepinv/nonsense")
+    with pytest.raises(FileNotFoundError):
+        denoisers.load(tmp_path / "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match="weights"):
+        denoisers.load("deepinv/drunet", weights=tmp_path / "missing.pth")
+    path = denoisers.save(denoisers.ResidualUNet((4, 8)), tmp_path / "small.safetensors", {"seed": 0})
+    assert denoisers.load(path).card["seed"] == 0
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="damaged"):
+        denoisers.load(path)
+
+
+def test_downloads_fail_clearly(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ConnectionError, match="could not be downloaded"):
+        denoisers.load("deepinv/drunet")
+
+
+def test_adapter_maps_the_range(brain, medical):
+    noisy = brain + 0.1 * torch.randn_like(brain)
+    adapted = denoisers.adapt(medical, scale=2000.0, offset=-1000.0)
+    out = adapted(2000 * noisy - 1000, 200.0)
+    assert torch.allclose((out + 1000) / 2000, medical(noisy, 0.1), atol=1e-3)
+
+
+def test_adapter_takes_complex_images(brain, medical):
+    phase = torch.polar(torch.ones(1, 96, 80), torch.linspace(-2, 2, 80).expand(1, 96, 80))
+    clean = torch.cat([brain * phase.real, brain * phase.imag], 1)
+    noisy = clean + 0.1 * torch.randn_like(clean)
+    blind = denoisers.adapt(medical)(noisy, 0.1)
+    guided = denoisers.adapt(medical, phase=phase)(noisy, 0.1)
+    assert psnr(blind, clean) > psnr(noisy, clean) + 4
+    assert psnr(guided, clean) > psnr(blind, clean)
+    with pytest.raises(ValueError, match="denoiser: expected it to return"):
+        denoisers.adapt(lambda x, sigma: x[:, :, 1:], channels=True)(noisy, 0.1)
+
+
+def sources(count=6):
+    rng = np.random.default_rng(0)
+    images = [np.kron(rng.random((8, 8)), np.ones((8, 8))) for _ in range(count)]
+    volume = np.kron(rng.random((6, 6, 6)), np.ones((6, 6, 6))) * 2000 - 1000
+    return {"flat": Source(images, 0.7), "ct": Source([volume], 0.3, hounsfield=True)}
+
+
+def test_training_learns_and_resumes_to_the_same_weights(tmp_path):
+    options = {"steps": 12, "batch": 4, "patch": 32, "warmup": 2, "progress": False, "validate_every": 6}
+    small = lambda: denoisers.ResidualUNet((4, 8), half=False)  # noqa: E731
+    torch.manual_seed(0)
+    whole = denoisers.train(sources(), tmp_path / "whole", network=small(), **options)
+
+    class Stop(Exception):
+        pass
+
+    draws = Patches.draw
+    count = 0
+
+    def interrupted(self):
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise Stop
+        return draws(self)
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Patches, "draw", interrupted)
+        with pytest.raises(Stop):
+            denoisers.train(sources(), tmp_path / "parts", network=small(), save_minutes=0, **options)
+    torch.manual_seed(1)
+    parts = denoisers.train(sources(), tmp_path / "parts", network=small(), **options)
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
+        assert torch.equal(a, b), name
+    card = json.loads((tmp_path / "parts" / "weights.json").read_text())
+    assert card["steps"] == 12
+    assert set(card["data"]) == {"flat", "ct"}
+    assert len((tmp_path / "parts" / "log.csv").read_text().splitlines()) == 3
+    loaded = denoisers.load(tmp_path / "parts" / "weights.safetensors")
+    x = torch.rand(1, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(loaded(x, 0.1), parts(x, 0.1), atol=1e-2)
+
+
+def test_training_improves_the_loss(tmp_path):
+    network = denoisers.train(
+        sources(20),
+        tmp_path,
+        network=denoisers.ResidualUNet((8, 16)),
+        steps=150,
+        batch=8,
+        patch=32,
+        warmup=10,
+        progress=False,
+    )
+    clean = torch.from_numpy(sources(20)["flat"].held_out[0]).float()[None, None]
+    noisy = clean + 0.15 * torch.randn_like(clean)
+    with torch.no_grad():
+        assert psnr(network(noisy, 0.15), clean) > psnr(noisy, clean) + 3
+
+
+def test_reading_images(tmp_path):
+    array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", images=array, masks=array > 0.5)
+    assert len(read_images(tmp_path / "a.npz")) == 5
+    np.save(tmp_path / "b.npy", array[0])
+    assert len(read_images(tmp_path)) == 6
+    with pytest.raises(FileNotFoundError):
+        read_images(tmp_path / "c.npy")
+    (tmp_path / "d.txt").write_text("no image")
+    with pytest.raises(ValueError, match="expected npy, npz"):
+        read_images(tmp_path / "d.txt")
+    name, source = parse_source(f"mine={tmp_path / 'a.npz'}:0.3:complex")
+    assert (name, source.weight, source.complex, len(source.images), len(source.held_out)) == ("mine", 0.3, True, 4, 1)
+    with pytest.raises(ValueError, match="source: expected name=path"):
+        parse_source("nonsense")
+    with pytest.raises(ValueError, match="sources: expected at least one"):
+        Patches({})
+
+
+def test_patches_keep_their_range():
+    patches, kinds, sigma = Patches(sources(), size=32, batch=64).draw()
+    assert patches.shape == (64, 1, 32, 32)
+    assert patches.min() > -0.5
+    assert patches.max() < 1.6
+    assert set(kinds) == {0, 1}
+    assert 0 < sigma.min() < sigma.max() <= 1

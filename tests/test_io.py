@@ -1,0 +1,179 @@
+"""Reading and writing files, and finding an operator in raw data."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.data import get_testdata_file
+
+import operators
+import pnp
+from operators import masks
+from operators.mri import to_complex
+from pnp import io, quality, raw
+
+
+def write_cfl(path, array):
+    path.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(map(str, array.shape)) + "\n")
+    array.astype(np.complex64).ravel("F").tofile(path.with_suffix(".cfl"))
+
+
+@pytest.fixture
+def undersampled(kspace):
+    return kspace * masks.poisson(kspace.shape[1:], 3, 16, seed=0).numpy()
+
+
+def test_raw_files_of_either_format_are_the_same(undersampled, tmp_path):
+    np.save(tmp_path / "scan.npy", undersampled)
+    write_cfl(tmp_path / "scan", undersampled.transpose(1, 2, 0)[None])  # as scanners' readout is the first
+    write_cfl(tmp_path / "other", undersampled.transpose(1, 2, 0)[:, :, None])
+    first, second, third = (io.load(tmp_path / name) for name in ("scan.npy", "scan.cfl", "other.hdr"))
+    assert torch.equal(first.y, second.y)
+    assert torch.equal(first.y, third.y)
+    assert torch.equal(first.op.maps, second.op.maps)
+    assert first.metadata["coils"] == 4
+    assert first.metadata["acceleration"] == pytest.approx(3, rel=0.02)
+    assert min(first.metadata["calibration"]) >= 16
+
+
+def test_raw_data_is_white(kspace):
+    op, y, found = raw.cartesian_mri(torch.from_numpy(kspace))
+    outer = y[..., :3, :]
+    assert outer.std().item() == pytest.approx(2**-0.5, rel=0.25)
+    assert found["noise"] == pytest.approx([0.005] * 4, rel=0.3)
+    assert found["acceleration"] == 1
+
+
+def test_raw_data_is_reconstructed(kspace, undersampled, medical):
+    whole = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    reference = torch.from_numpy(np.sqrt((np.abs(whole) ** 2).sum(0)))[None, None].float()
+    op, y, _ = raw.cartesian_mri(torch.from_numpy(undersampled))
+    x = pnp.solve(op, y, medical).x
+    signal = reference[:, 0] > 0.1 * reference.max()
+    zero_filled = operators.MRI(op.mask, operators.coils.espirit(torch.from_numpy(kspace))).A_adjoint(
+        torch.view_as_real(torch.from_numpy(undersampled)[None]).movedim(-1, 1).contiguous()
+    )
+    assert quality.psnr(x, reference, signal) > 28
+    assert quality.psnr(x, reference, signal) > quality.psnr(zero_filled, reference, signal) + 3
+
+
+def test_many_coils_are_compressed(kspace):
+    mixing = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 4)))[0]
+    rng = np.random.default_rng(1)
+    noise = 0.003 * (rng.standard_normal((20, 96, 80)) + 1j * rng.standard_normal((20, 96, 80)))
+    many = np.einsum("ij,jhw->ihw", mixing, kspace) + noise
+    op, y, found = raw.cartesian_mri(torch.from_numpy(many.astype(np.complex64)))
+    assert found["virtual coils"] == y.shape[2] == op.maps.shape[1] == 12
+
+
+def test_single_coil(kspace):
+    op, y, found = raw.cartesian_mri(torch.from_numpy(kspace[0]))
+    assert op.maps is None
+    assert y.shape == (1, 2, 96, 80)
+    assert found["calibration"] is None
+
+
+def test_real_scan(data, medical):
+    """Accelerated raw data as a scanner wrote it, against the fully sampled scan."""
+    scan = io.load(data / "kspace8ch" / "und2x2.cfl")
+    assert scan.metadata["acceleration"] == pytest.approx(3.6, abs=0.5)
+    full = np.load(data / "kspace8ch" / "full.npy")
+    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(full, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    reference = torch.from_numpy(np.sqrt((np.abs(images) ** 2).sum(0)))[None, None]
+    signal = reference[:, 0] > 0.06 * reference.max()
+    x = pnp.solve(scan.op, scan.y, medical).x
+    assert quality.psnr(x, reference, signal) > 33
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("missing.nii.gz", None, FileNotFoundError, "does not exist"),
+        ("missing.cfl", None, FileNotFoundError, "pair of .hdr and .cfl"),
+        ("text.txt", b"hello", ValueError, "expected .cfl, .npy"),
+        ("broken.nii.gz", b"hello", ValueError, "not a complete NIfTI"),
+        ("broken.npy", b"\x93NUMPY\x01\x00", ValueError, "not a complete .npy"),
+        ("broken.dcm", b"hello", ValueError, "not a complete DICOM"),
+    ],
+)
+def test_bad_files(name, content, error, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=message):
+        io.load(tmp_path / name)
+
+
+def test_bad_raw_data(kspace, tmp_path):
+    write_cfl(tmp_path / "scan", kspace.transpose(1, 2, 0)[None])
+    file = tmp_path / "scan.cfl"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="truncated: expected 30720 values"):
+        io.load(file)
+    write_cfl(tmp_path / "volume", np.ones((4, 8, 8, 2)))
+    with pytest.raises(ValueError, match="expected 2-D k-space"):
+        io.load(tmp_path / "volume.cfl")
+    for array, message in [
+        (np.zeros((4, 32, 32), np.complex64), "only zeros"),
+        (np.full((4, 32, 32), np.nan, np.complex64), "finite"),
+        (np.ones((2, 2, 32, 32), np.complex64), r"shape \(N, H, W\)"),
+    ]:
+        np.save(tmp_path / "bad.npy", array)
+        with pytest.raises(ValueError, match=message):
+            io.load(tmp_path / "bad.npy")
+    kspace = kspace.copy()
+    kspace[:, :, 1::2] = 0
+    np.save(tmp_path / "bad.npy", kspace)
+    with pytest.raises(ValueError, match="fully sampled centre"):
+        io.load(tmp_path / "bad.npy")
+
+
+def test_nifti_keeps_its_geometry(tmp_path):
+    rng = np.random.default_rng(0)
+    volume = rng.random((12, 6, 10)).astype(np.float32)
+    affine = np.array([[0, 0, -1.0, 5], [2.0, 0, 0, -3], [0, 3.0, 0, 7], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "image.nii.gz")
+    scan = io.load(tmp_path / "image.nii.gz")
+    assert scan.slice_axis == 1  # the coarsest
+    assert scan.image.shape == (6, 1, 12, 10)
+    assert scan.spacing == pytest.approx((2, 3, 1))
+    for written in (scan.image, (scan.image[:, 0] > 0.5).long()):
+        back = nibabel.load(io.save(tmp_path / "out.nii.gz", written, like=scan))
+        assert np.allclose(back.affine, affine)
+        expected = volume if written.is_floating_point() else volume > 0.5
+        assert np.allclose(back.get_fdata(), expected)
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_dicom_series(tmp_path):
+    template = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    original = template.pixel_array
+    for i, z in enumerate((10.0, 0.0, 5.0)):
+        template.ImagePositionPatient = [1.0, 2.0, z]
+        template.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        template.PixelData = (original + int(z)).astype(original.dtype).tobytes()
+        template.save_as(tmp_path / f"{i}.dcm")
+    scan = io.load(tmp_path)
+    shift = float(template.RescaleIntercept)
+    assert scan.image.shape == (3, 1, 128, 128)
+    assert [(scan.image[i, 0].numpy() - original - shift).mean() for i in range(3)] == pytest.approx([0, 5, 10])
+    row, column = (float(s) for s in template.PixelSpacing)
+    assert scan.spacing == pytest.approx((5, row, column))
+    assert np.allclose(scan.affine @ [1, 0, 0, 1], [-1, -2, 5, 1])  # the second slice, in right-anterior-superior
+    assert scan.metadata["modality"] == "CT"
+
+
+def test_saving_errors(tmp_path):
+    with pytest.raises(ValueError, match="path: expected a name"):
+        io.save(tmp_path / "image.xyz", torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="image_or_labels: expected"):
+        io.save(tmp_path / "image.png", torch.zeros(4))
+    io.save(tmp_path / "image.png", torch.rand(1, 2, 8, 8))
+    assert io.load(io.save(tmp_path / "image.npy", torch.rand(3, 1, 8, 8))).image.shape == (3, 1, 8, 8)
+
+
+def test_complex_round_trip():
+    y = torch.randn(1, 2, 3, 4, 5)
+    assert to_complex(y).shape == (1, 3, 4, 5)

@@ -1,0 +1,291 @@
+"""pnp.solve: against deepinv's own solver, on any operator, in any units, and with bad input."""
+
+from __future__ import annotations
+
+import math
+
+import deepinv
+import pytest
+import torch
+from deepinv.optim import HQS, L2, PnP
+from deepinv.physics.functional.blur import gaussian_blur
+
+import operators
+import pnp
+from operators import coils, masks
+from pnp import noise, quality
+from pnp.data_step import conjugate_gradients
+from pnp.problem import Problem
+from pnp.spectrum import lanczos
+
+SIGMAS = [0.2, 0.1, 0.05, 0.03]
+RHOS = [0.02, 0.05, 0.2, 0.5]
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def smooth(x, sigma):
+    """A linear denoiser of any number of channels, homogeneous in x and sigma: local Wiener filtering."""
+    mean = torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
+    variance = torch.nn.functional.avg_pool2d((x - mean) ** 2, 5, 1, 2, count_include_pad=False)
+    sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1)
+    return mean + (x - mean) * (variance / (variance + sigma**2).clamp_min(1e-20))
+
+
+class Smooth(deepinv.models.Denoiser):
+    def forward(self, x, sigma, **kwargs):
+        return smooth(x, sigma)
+
+
+@pytest.fixture
+def multicoil(brain):
+    """Operator, measurements and complex truth: four coils, 2.5 times undersampled, 1 % noise."""
+    phase = 0.8 * torch.linspace(-1, 1, 80)[None, :] + 0.6 * torch.linspace(-1, 1, 96)[:, None]
+    truth = torch.cat([brain * phase.cos(), brain * phase.sin()], 1)
+    op = operators.MRI(masks.cartesian((96, 80), 2.5, 12, seed=0), coils.birdcage((96, 80), 4))
+    op.set_noise_model(deepinv.physics.GaussianNoise(0.01, rng=torch.Generator().manual_seed(0)))
+    return op, op(truth), truth
+
+
+def deepinv_hqs(op, y, denoiser, start):
+    solver = HQS(
+        data_fidelity=L2(),
+        prior=PnP(denoiser),
+        max_iter=len(SIGMAS),
+        params_algo={"stepsize": [1 / rho for rho in RHOS], "g_param": SIGMAS, "lambda": 1.0, "beta": 1.0},
+        custom_init=lambda y, physics: start,
+    )
+    with torch.no_grad():
+        return solver(y, op)
+
+
+@pytest.mark.parametrize("kind", ["blur", "single-coil", "multi-coil"])
+def test_hqs_is_deepinvs(kind, brain, multicoil):
+    denoiser = Smooth()
+    if kind == "blur":
+        op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=1.5))
+        y = op(brain)
+    elif kind == "single-coil":
+        op = peer = operators.MRI(masks.cartesian((96, 80), 2, 12, seed=0))
+        y = op(torch.cat([brain, 0.3 * brain], 1))
+    else:
+        op, y, _ = multicoil
+    peer = op
+    peer.max_iter, peer.tol = 200, 1e-7
+    start = op.A_adjoint(y)
+    algorithm = pnp.algorithms.HQS(sigma=SIGMAS, rho=RHOS, cg_iterations=200, cg_tolerance=1e-6)
+    ours = pnp.solve(op, y, denoiser, algorithm=algorithm, start=start, noise=0.01).x
+    assert relative(ours, deepinv_hqs(peer, y, denoiser, start)) < 1e-3
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_units_do_not_matter(factor, multicoil, medical):
+    op, y, _ = multicoil
+    x = pnp.solve(op, y, medical, iterations=6).x
+    assert relative(pnp.solve(op, factor * y, medical, noise=0.01 * factor, iterations=6).x, factor * x) < 2e-3
+    scaled = operators.MRI(op.mask[0, 0], factor * op.maps[0])
+    assert relative(pnp.solve(scaled, y, medical, noise=0.01, iterations=6).x, x / factor) < 2e-3
+    both = pnp.solve(scaled, factor * y, medical, noise=0.01 * factor, iterations=6).x
+    assert relative(both, x) < 2e-3
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_units_do_not_matter_when_the_noise_is_estimated(factor, multicoil, medical):
+    op, y, _ = multicoil
+    silent = operators.MRI(op.mask[0, 0], op.maps[0])
+    x, scaled = (pnp.solve(silent, scale * y, medical, iterations=4) for scale in (1, factor))
+    assert scaled.noise == pytest.approx(factor * x.noise, rel=1e-3)
+    assert relative(scaled.x, factor * x.x) < 2e-3
+
+
+def test_grey_denoiser_on_complex_images(multicoil, medical):
+    op, y, truth = multicoil
+    scores = {
+        name: quality.psnr(pnp.solve(op, y, medical, algorithm=name).x, truth).item()
+        for name in ("direct", "cg", "hqs")
+    }
+    assert scores["cg"] > scores["direct"]
+    assert scores["hqs"] > scores["cg"] + 3
+    assert scores["hqs"] > 30
+
+
+def test_phase_of_the_image_does_not_matter(multicoil, medical):
+    op, y, _ = multicoil
+    x = pnp.solve(op, y, medical, iterations=4).x
+    turned = pnp.solve(op, torch.stack([-y[:, 1], y[:, 0]], 1), medical, iterations=4).x  # times i
+    assert relative(turned, torch.stack([-x[:, 1], x[:, 0]], 1)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: deepinv.physics.Denoising(),
+        lambda shape: deepinv.physics.Inpainting(shape, mask=0.5),
+        lambda shape: deepinv.physics.BlurFFT(shape, gaussian_blur(sigma=1.2)),
+        lambda shape: deepinv.physics.Blur(gaussian_blur(sigma=1.2), padding="reflect"),
+        lambda shape: deepinv.physics.Downsampling(shape, filter="gaussian", factor=2),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_any_deepinv_operator(make, told, brain, medical):
+    torch.manual_seed(1)
+    op = make((1, 96, 80))
+    op.set_noise_model(deepinv.physics.ZeroNoise())
+    y = op.A(brain)
+    y = y + 0.03 * torch.randn_like(y) * (y != 0)
+    solution = pnp.solve(op, y, medical, noise=0.03 if told else None)
+    reference = quality.psnr(op.A_adjoint(y) if y.shape != brain.shape else y, brain).item()
+    assert quality.psnr(solution.x, brain).item() > reference + 1.5
+    assert solution.converged
+
+
+@pytest.mark.parametrize("name", ["median", "tv"])
+def test_any_deepinv_denoiser(name, multicoil):
+    op, y, truth = multicoil
+    denoiser = {"median": deepinv.models.MedianFilter(), "tv": deepinv.models.TVDenoiser(n_it_max=20)}[name]
+    solution = pnp.solve(op, y, denoiser, iterations=6)
+    assert solution.x.shape == truth.shape
+    assert torch.isfinite(solution.x).all()
+
+
+def test_stacked_operators(brain, medical):
+    parts = [deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=s)) for s in ((2, 0.5), (0.5, 2))]
+    op = deepinv.physics.stack(*parts)
+    y = op.A(brain)
+    y = deepinv.utils.TensorList([part + 0.01 * torch.randn_like(part) for part in y])
+    solution = pnp.solve(op, y, medical)
+    assert solution.noise == pytest.approx(0.01, rel=0.5)
+    assert quality.psnr(solution.x, brain).item() > quality.psnr(y[0], brain).item() + 3
+
+
+def test_images_of_a_batch_do_not_influence_each_other(multicoil, medical):
+    op, y, _ = multicoil
+    other = 20 * y.flip(-1)
+    both = pnp.solve(op, torch.cat([y, other]), medical, noise=0.01, iterations=4).x
+    assert relative(both[:1], pnp.solve(op, y, medical, noise=0.01, iterations=4).x) < 2e-3
+    assert relative(both[1:], pnp.solve(op, other, medical, noise=0.01, iterations=4).x) < 2e-3
+
+
+def test_images_of_other_ranges(brain, medical):
+    op = deepinv.physics.Denoising(deepinv.physics.ZeroNoise())
+    hounsfield = 2000 * brain - 1000
+    y = hounsfield + 60 * torch.randn_like(brain)
+    solution = pnp.solve(op, y, medical)
+    unit = pnp.solve(op, (y + 1000) / 2000, medical)
+    assert solution.noise == pytest.approx(60, rel=0.1)
+    assert quality.nrmse(solution.x + 1000, hounsfield + 1000).item() < 1.1 * quality.nrmse(unit.x, brain).item()
+
+
+def test_noise_of_each_coil(multicoil, medical):
+    """Three coils that are all but useless must not spoil the fourth, once their noise is told."""
+    op, _, truth = multicoil
+    sigma = torch.tensor([0.005, 0.3, 0.3, 0.3]).view(1, 1, 4, 1, 1)
+    y = op.A(truth) + sigma * torch.randn(1, 2, 4, 96, 80) * op.mask[:, :, None]
+    told, mean = (pnp.solve(op, y, medical, noise=level).x for level in (sigma, sigma.square().mean().sqrt().item()))
+    assert quality.psnr(told, truth) > quality.psnr(mean, truth) + 3
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.02, 0.05])
+def test_noise_estimates(sigma, brain, multicoil):
+    _, _, truth = multicoil
+    op = operators.MRI(masks.poisson((96, 80), 2, 12, seed=0), coils.birdcage((96, 80), 4))
+    y = op.A(truth)
+    y = y + sigma * torch.randn_like(y) * op.mask[:, :, None]
+    assert 0.8 < noise.estimate(op, y, truth) / sigma < 1.6
+    blurred = brain + sigma * torch.randn_like(brain)
+    assert 0.8 < noise.estimate(deepinv.physics.Denoising(), blurred, brain) / sigma < 1.0 + 0.006 / sigma
+
+
+def test_solution_tells_what_was_done(multicoil, medical):
+    op, y, _ = multicoil
+    seen = []
+    solution = pnp.solve(op, y, medical, iterations=5, callback=lambda k, x: seen.append((k, x.shape)))
+    assert solution.iterations == len(seen) == solution.calls["denoiser"] == 5
+    assert {len(values) for values in solution.history.values()} == {5}
+    assert solution.calls["A_adjoint"] == 1
+    assert solution.noise == pytest.approx(0.01)
+    assert "denoiser" in repr(solution)
+    again = pnp.solve(op, y, medical, algorithm=solution.algorithm)
+    assert torch.equal(again.x, solution.x)
+    stopped = pnp.solve(op, y, medical, callback=lambda k, x: k == 2)
+    assert stopped.iterations == 3
+
+
+def test_residual_reaches_the_noise(multicoil, medical):
+    op, y, _ = multicoil
+    assert pnp.solve(op, y, medical).history["residual"][-1] == pytest.approx(1, abs=0.15)
+
+
+def test_direct_is_the_adjoint(multicoil):
+    op, y, _ = multicoil
+    x = pnp.solve(op, y, None, algorithm="direct").x
+    adjoint = op.A_adjoint(y)
+    assert relative(x * (adjoint.norm() / x.norm()), adjoint) < 1e-5
+
+
+def test_divergence_is_an_error(multicoil):
+    op, y, _ = multicoil
+    with pytest.raises(pnp.DivergenceError, match="diverged in iteration") as caught:
+        pnp.solve(op, y, lambda x, sigma: 40 * x)
+    assert len(caught.value.history["sigma"]) >= 1
+    with pytest.raises(pnp.DivergenceError, match="not finite"):
+        pnp.solve(op, y, lambda x, sigma: x * torch.nan)
+
+
+def test_bad_input(multicoil, medical):
+    op, y, truth = multicoil
+    broken = y.clone()
+    broken[0, 0, 0, 0, 0] = torch.nan
+    cases = [
+        (ValueError, "y: expected finite", lambda: pnp.solve(op, broken, medical)),
+        (ValueError, "y: expected", lambda: pnp.solve(op, y[..., :-1], medical)),
+        (ValueError, "y: expected", lambda: pnp.solve(op, y[:, :, 0], medical)),
+        (ValueError, "y: expected measurements, got only zeros", lambda: pnp.solve(op, 0 * y, medical)),
+        (TypeError, "y: expected a real", lambda: pnp.solve(op, y + 0j, medical)),
+        (TypeError, "y: expected a real", lambda: pnp.solve(op, 3, medical)),
+        (TypeError, "op: expected a deepinv LinearPhysics", lambda: pnp.solve(torch.nn.Identity(), y, medical)),
+        (TypeError, "denoiser: expected a callable", lambda: pnp.solve(op, y, "medical")),
+        (TypeError, "denoiser: expected a callable", lambda: pnp.solve(op, y, None)),
+        (ValueError, "denoiser: expected it to return", lambda: pnp.solve(op, y, lambda x, sigma: x[..., :-1])),
+        (ValueError, "noise: expected", lambda: pnp.solve(op, y, medical, noise=-1)),
+        (ValueError, "noise: expected", lambda: pnp.solve(op, y, medical, noise=math.nan)),
+        (ValueError, "noise: expected", lambda: pnp.solve(op, y, medical, noise=torch.ones(3))),
+        (ValueError, "algorithm: expected one of", lambda: pnp.solve(op, y, medical, algorithm="magic")),
+        (TypeError, "algorithm: expected a name", lambda: pnp.solve(op, y, medical, algorithm=3)),
+        (ValueError, "iterations: expected at least 1", lambda: pnp.solve(op, y, medical, iterations=0)),
+        (ValueError, "start: expected the image's shape", lambda: pnp.solve(op, y, medical, start=truth[..., :-1])),
+    ]
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_conjugate_gradients_solve_a_linear_system():
+    matrix = torch.randn(12, 12)
+    matrix = matrix @ matrix.T / 12
+
+    def normal(x):
+        return (x.flatten(1) @ matrix).reshape(x.shape)
+
+    b, rho = torch.randn(3, 1, 3, 4), torch.tensor([0.01, 0.1, 1.0]).view(3, 1, 1, 1)
+    x = conjugate_gradients(normal, b, rho, iterations=60, tolerance=1e-6)
+    for i in range(3):
+        exact = torch.linalg.solve(matrix + rho[i].item() * torch.eye(12), b[i].flatten())
+        assert relative(x[i].flatten(), exact) < 1e-3
+
+
+def test_lanczos_finds_the_largest_eigenvalue():
+    values = torch.linspace(0, 3, 400).reshape(1, 1, 20, 20)
+    ritz, weights = lanczos(lambda x: values * x, torch.zeros(2, 1, 20, 20), steps=30)
+    assert ritz.shape == (2, 30)
+    assert ritz[:, -1] == pytest.approx(torch.full((2,), 3.0), rel=1e-3)
+    assert (weights * ritz).sum(1) == pytest.approx(torch.full((2,), 1.5), rel=0.02)  # the mean of the spectrum
+
+
+def test_problem_is_normalised(multicoil, medical):
+    op, y, truth = multicoil
+    problem = Problem(op, y, medical)
+    assert problem.first.square().sum(1).sqrt().quantile(0.999).item() == pytest.approx(1, rel=0.01)
+    assert relative(problem.first * problem.scale, truth) < 0.3
