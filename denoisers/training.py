@@ -37,6 +37,7 @@ def train(
     validate_every: int = 4000,
     save_minutes: float = 10.0,
     seed: int = 0,
+    card: dict | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Train a denoiser and write weights, card and log to a folder.
@@ -62,6 +63,7 @@ def train(
     :param validate_every: steps between rows of PSNR in ``log.csv``.
     :param save_minutes: minutes between checkpoints.
     :param seed: seed of patches, noise and new weights.
+    :param card: what the model card tells besides steps, CPU-hours, data and scores (recipe, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights.
     :raises FloatingPointError: when the loss is no longer finite.
@@ -71,7 +73,7 @@ def train(
     torch.manual_seed(seed)
     network = (ResidualUNet() if network is None else network).to(memory_format=torch.channels_last)
     device = next(network.parameters()).device
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_warmed_up_average(average))
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps))
     patches = Patches(sources, patch, batch, seed)
@@ -121,7 +123,7 @@ def train(
         if time.monotonic() - last_save > 60 * save_minutes or run["step"] == steps:
             save_checkpoint()
             last_save = time.monotonic()
-            _write_weights(averaged.module, sources, out, run, seed)
+            save(averaged.module, out / "weights.safetensors", _card(sources, run, seed, card))
     return averaged.module.eval()
 
 
@@ -166,16 +168,6 @@ def validate(
     return table
 
 
-def _warmed_up_average(decay: float):
-    """Exponential moving average whose memory grows with the run, so that short runs are averaged well too."""
-
-    def update(averages, parameters, count):
-        weight = 1 - min(decay, (1 + count.item()) / (10 + count.item()))
-        torch._foreach_lerp_(averages, parameters, weight)
-
-    return update
-
-
 def _warmup_cosine(warmup: int, steps: int):
     def factor(step):
         return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
@@ -195,15 +187,14 @@ def _log(path: Path, run: dict, table: dict) -> None:
     run["validation_psnr"] = {name: {str(k): round(v, 2) for k, v in levels.items()} for name, levels in table.items()}
 
 
-def _write_weights(network: nn.Module, sources: dict[str, Source], out: Path, run: dict, seed: int) -> None:
-    card = {
+def _card(sources: dict[str, Source], run: dict, seed: int, extra: dict | None) -> dict:
+    return {
         "steps": run["step"],
         "cpu_hours": round(run["cpu_seconds"] / 3600, 2),
         "seed": seed,
         "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
         "validation_psnr": run.get("validation_psnr", {}),
-    }
-    save(network, out / "weights.safetensors", card)
+    } | (extra or {})
 
 
 def main(arguments: list[str] | None = None) -> None:

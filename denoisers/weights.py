@@ -85,6 +85,19 @@ def checkpoint(path: Path, state: dict) -> None:
     replace(path, buffer.getvalue())
 
 
+def moving_average(decay: float):
+    """Exponential moving average for ``torch.optim.swa_utils.AveragedModel`` that suits short runs, too.
+
+    Its memory grows with the run up to ``decay``, so that the first weights are soon forgotten.
+    """
+
+    def update(averages, parameters, count):
+        weight = 1 - min(decay, (1 + count.item()) / (10 + count.item()))
+        torch._foreach_lerp_(averages, parameters, weight)
+
+    return update
+
+
 def half_is_fast(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 on a device."""
     if device.type == "cuda":

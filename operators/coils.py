@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy import special
 from torch import Tensor
 
 
@@ -81,12 +82,26 @@ def birdcage(shape: tuple[int, int], coils: int, radius: float = 1.5) -> Tensor:
     return maps / torch.linalg.vector_norm(maps, dim=0)
 
 
-def noise_covariance(samples: Tensor) -> Tensor:
-    """Covariance (N, N) of complex noise samples (N, ...), for instance of a scan without excitation."""
+def noise_covariance(samples: Tensor, contaminated: bool = False) -> Tensor:
+    """Covariance (N, N) of complex noise samples (N, ...), for instance of a scan without excitation.
+
+    :param contaminated: True where some of the samples hold signal, too: the half of them that is most like noise is
+        taken (concentration steps of the minimum covariance determinant: Rousseeuw & Van Driessen, Technometrics 1999).
+    """
     samples = samples.reshape(len(samples), -1)
-    if samples.shape[1] < len(samples):
-        raise ValueError(f"samples: expected more samples than the {len(samples)} coils, got {samples.shape[1]}")
-    return samples @ samples.mH / samples.shape[1]
+    coils, count = samples.shape
+    if count < 2 * coils:
+        raise ValueError(f"samples: expected at least twice as many as the {coils} coils, got {count}")
+    covariance = samples @ samples.mH / count
+    if contaminated:
+        # the squared length of whitened noise has a gamma distribution; cut at its median, it loses this factor
+        median = special.gammaincinv(coils, 0.5)
+        lost = special.gammainc(coils + 1, median) / 0.5
+        for _ in range(10):
+            lengths = whiten(samples, covariance).abs().square().sum(0)
+            kept = samples[:, lengths <= lengths.median()]
+            covariance = kept @ kept.mH / kept.shape[1] / lost
+    return covariance
 
 
 def whiten(kspace: Tensor, covariance: Tensor) -> Tensor:

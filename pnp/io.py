@@ -94,7 +94,8 @@ def save(path: str | Path, image_or_labels: Tensor | np.ndarray, like: Scan | No
             f"image_or_labels: expected (B, 1, H, W), (B, 2, H, W) or (B, H, W), got {tuple(values.shape)}"
         )
     integer = not values.is_floating_point()
-    array = values.numpy().astype(np.uint8 if integer and values.max() < 256 else np.int16 if integer else np.float32)
+    small = integer and values.min().item() >= 0 and values.max().item() < 256
+    array = values.numpy().astype(np.uint8 if small else np.int32 if integer else np.float32)
     ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     temporary = path.with_name(f".{path.name.removesuffix(ending)}.part{ending}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,9 @@ class Problem:
 
     def misfit(self, u: Tensor) -> Tensor:
         """Root mean square of A u - y in units of the noise, (B, 1, ...): about 1 where u explains the data."""
+        began = time.perf_counter()
         variance = self.measured.misfit(u * self.scale) / self.measured.count
+        self.seconds["data"] += time.perf_counter() - began
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
     def _noise_from_residual(self, rho: float = 1e-3) -> float:

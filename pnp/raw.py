@@ -35,7 +35,7 @@ def cartesian_mri(kspace: Tensor, calibration: int = 24, most_coils: int = 12) -
     }
     mask = sampled.float()
 
-    covariance = coils.noise_covariance(_outer(kspace, sampled))
+    covariance = coils.noise_covariance(_outer(kspace, sampled), contaminated=True)
     found["noise"] = (covariance.diagonal().real / 2).sqrt().tolist()
     if len(kspace) == 1:
         found["calibration"] = None

@@ -66,9 +66,7 @@ def train(
     torch.manual_seed(seed)
     network = (UNet(len(classes)) if network is None else network).to(memory_format=torch.channels_last)
     device = next(network.parameters()).device
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
-    )
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(0.998))
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=0.05)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)

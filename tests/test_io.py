@@ -40,11 +40,16 @@ def test_raw_files_of_either_format_are_the_same(undersampled, tmp_path):
 
 
 def test_raw_data_is_white(kspace):
-    op, y, found = raw.cartesian_mri(torch.from_numpy(kspace))
-    outer = y[..., :3, :]
-    assert outer.std().item() == pytest.approx(2**-0.5, rel=0.25)
-    assert found["noise"] == pytest.approx([0.005] * 4, rel=0.3)
-    assert found["acceleration"] == 1
+    """Noise that is correlated between the coils, and strong enough to be all there is in the periphery."""
+    rng = np.random.default_rng(0)
+    mixing = 0.05 * (np.eye(4) + 0.4 * rng.standard_normal((4, 4)))
+    noise = rng.standard_normal((4, 96, 80)) + 1j * rng.standard_normal((4, 96, 80))
+    noisy = kspace + np.einsum("ij,jhw->ihw", mixing, noise).astype(np.complex64)
+    _, y, found = raw.cartesian_mri(torch.from_numpy(noisy))
+    assert found["noise"] == pytest.approx(np.linalg.norm(mixing, axis=1), rel=0.25)
+    periphery = torch.cat([y[..., :6, :].flatten(3), y[..., -6:, :].flatten(3)], -1)[0]
+    covariance = operators.coils.noise_covariance(torch.complex(*periphery))
+    assert (covariance - torch.eye(4)).abs().max() < 0.3
 
 
 def test_raw_data_is_reconstructed(kspace, undersampled, medical):

@@ -211,6 +211,10 @@ def test_whitening_and_compression():
     noise = factor @ torch.randn(4, 20_000, dtype=torch.complex64)
     white = coils.whiten(noise.reshape(4, 100, 200), coils.noise_covariance(noise))
     assert (coils.noise_covariance(white) - torch.eye(4)).abs().max() < 1e-3
+    signal = 20 * torch.randn(4, 1, dtype=torch.complex64) * torch.randn(1, 2000)
+    spoiled = torch.cat([noise[:, 2000:], noise[:, :2000] + signal], 1)
+    found, truth = coils.noise_covariance(spoiled, contaminated=True), coils.noise_covariance(noise)
+    assert (found - truth).norm() < 0.2 * truth.norm() < 0.1 * (coils.noise_covariance(spoiled) - truth).norm()
     basis = torch.randn(6, 2, dtype=torch.complex64)
     low_rank = (basis @ torch.randn(2, 100, dtype=torch.complex64)).reshape(6, 10, 10)
     assert coils.compress(low_rank, 2).norm().item() == pytest.approx(low_rank.norm().item(), rel=1e-4)

@@ -116,7 +116,7 @@ def blobs(count, seed):
 def test_training_learns(tmp_path):
     network = segmentation.UNet(2, widths=(4, 8, 16))
     classes = ("background", "blob")
-    options = {"steps": 60, "batch": 4, "size": 48, "progress": False, "validate_every": 30}
+    options = {"steps": 160, "batch": 4, "size": 48, "learning_rate": 1e-2, "progress": False, "validate_every": 80}
     segmentation.train(blobs(12, 0), classes, tmp_path, network=network, validation=blobs(4, 1), **options)
     loaded = segmentation.load(tmp_path / "weights.safetensors")
     assert loaded.classes == classes

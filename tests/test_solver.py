@@ -65,7 +65,7 @@ def deepinv_hqs(op, y, denoiser, start):
 def test_hqs_is_deepinvs(kind, brain, multicoil):
     denoiser = Smooth()
     if kind == "blur":
-        op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=1.5))
+        op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=(1.5, 1.5)))
         y = op(brain)
     elif kind == "single-coil":
         op = peer = operators.MRI(masks.cartesian((96, 80), 2, 12, seed=0))
@@ -123,8 +123,8 @@ def test_phase_of_the_image_does_not_matter(multicoil, medical):
     [
         lambda shape: deepinv.physics.Denoising(),
         lambda shape: deepinv.physics.Inpainting(shape, mask=0.5),
-        lambda shape: deepinv.physics.BlurFFT(shape, gaussian_blur(sigma=1.2)),
-        lambda shape: deepinv.physics.Blur(gaussian_blur(sigma=1.2), padding="reflect"),
+        lambda shape: deepinv.physics.BlurFFT(shape, gaussian_blur(sigma=(1.2, 1.2))),
+        lambda shape: deepinv.physics.Blur(gaussian_blur(sigma=(1.2, 1.2)), padding="reflect"),
         lambda shape: deepinv.physics.Downsampling(shape, filter="gaussian", factor=2),
     ],
 )
@@ -174,7 +174,7 @@ def test_images_of_other_ranges(brain, medical):
     y = hounsfield + 60 * torch.randn_like(brain)
     solution = pnp.solve(op, y, medical)
     unit = pnp.solve(op, (y + 1000) / 2000, medical)
-    assert solution.noise == pytest.approx(60, rel=0.1)
+    assert solution.noise == pytest.approx(60, rel=0.15)
     assert quality.nrmse(solution.x + 1000, hounsfield + 1000).item() < 1.1 * quality.nrmse(unit.x, brain).item()
 
 
