@@ -14,6 +14,9 @@ from tqdm import tqdm
 from pnp import algorithms
 from pnp.problem import Problem
 
+# an iteration that moves the image by less than this share of the noise is the last one
+NO_LONGER_PAYS = 1e-3
+
 
 @dataclass(repr=False)
 class Solution:
@@ -24,7 +27,7 @@ class Solution:
     :param converged: whether the last iteration changed the image by less than the noise.
     :param iterations: iterations that were run.
     :param history: lists with an entry an iteration: ``residual`` (root mean square of A x - y in units of the noise,
-        1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of the
+        about 1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of the
         image's range and the operator's norm), ``change`` (relative change of the image).
     :param calls: how often ``A``, ``A_adjoint``, their fused product ``A_adjoint_A`` and the ``denoiser`` were called.
     :param seconds: wall time of the whole call.
@@ -107,23 +110,27 @@ def solve(
     problem.seconds.update(data=0.0, denoiser=0.0)
 
     history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
+    least_noise = problem.noise.min().item()
     for k, (sigma, rho) in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0]
         state = algorithm.step(problem, state, sigma, rho)
+        x = state[0]
+        _guard(x, k, history)
+        moved = (x - before).square().mean().sqrt().item()
+        history["residual"].append(problem.misfit(x).mean().item())
         history["sigma"].append(sigma.mean().item())
         history["rho"].append(rho.mean().item())
-        history["change"].append(((state[0] - before).norm() / before.norm().clamp_min(1e-12)).item())
-        _guard(state[0], k, history)
-        history["residual"].append(problem.misfit(state[0]).mean().item())
-        if callback is not None and callback(k, state[0] * problem.scale) is True:
+        history["change"].append(moved / max(x.square().mean().sqrt().item(), 1e-12))
+        if callback is not None and callback(k, x * problem.scale) is True:
             break
-    x = state[0]
-    converged = history["change"][-1] * x.square().mean().sqrt().item() <= problem.noise.max().item()
+        if moved <= NO_LONGER_PAYS * least_noise:
+            break
+    converged = moved <= least_noise or not algorithm.uses_denoiser
     split |= problem.seconds
     return Solution(
         x=x * problem.scale,
         noise=problem.measured_noise,
-        converged=converged or not algorithm.uses_denoiser,
+        converged=converged,
         iterations=len(history["change"]),
         history=history,
         calls=problem.calls,

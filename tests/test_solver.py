@@ -213,6 +213,15 @@ def test_solution_tells_what_was_done(multicoil, medical):
     assert stopped.iterations == 3
 
 
+def test_stops_when_nothing_moves(multicoil):
+    op, y, _ = multicoil
+    algorithm = pnp.algorithms.HQS(sigma=[0.1] * 300, rho=[0.3] * 300, cg_iterations=30, cg_tolerance=1e-4)
+    solution = pnp.solve(op, y, lambda x, sigma: 0.9 * x, algorithm=algorithm)
+    assert solution.converged
+    assert solution.iterations < 200
+    assert not pnp.solve(op, y, lambda x, sigma: 0.3 * x, iterations=2).converged
+
+
 def test_residual_reaches_the_noise(multicoil, medical):
     op, y, _ = multicoil
     assert pnp.solve(op, y, medical).history["residual"][-1] == pytest.approx(1, abs=0.15)
