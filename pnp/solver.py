@@ -27,8 +27,8 @@ class Solution:
     :param converged: whether the last iteration changed the image by less than the noise.
     :param iterations: iterations that were run.
     :param history: lists with an entry an iteration: ``residual`` (root mean square of A x - y in units of the noise,
-        about 1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of the
-        image's range and the operator's norm), ``change`` (relative change of the image).
+        about 1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of
+        the image's range and the operator's norm), ``change`` (relative change of the image).
     :param calls: how often ``A``, ``A_adjoint``, their fused product ``A_adjoint_A`` and the ``denoiser`` were called.
     :param seconds: wall time of the whole call.
     :param split: seconds of it in the denoiser, in the data steps, and in setting up (norm, range, noise, start).

@@ -49,9 +49,22 @@ def test_agrees_with_deepinv(height, width, coil_count, batch, lines, seed):
     assert relative(y, peer.A(x)) < 1e-5
     assert relative(op.A_adjoint(y), peer.A_adjoint(y)) < 1e-5
     assert relative(op.A_adjoint_A(x), peer.A_adjoint_A(x)) < 1e-5
-    v = torch.randn(y.shape, generator=rng)
-    forward, backward = (op.A(x) * v).sum(), (x * op.A_adjoint(v)).sum()
-    assert abs(forward - backward) < 1e-4 * v.norm() * y.norm()
+    report = operators.check(op, (2, height, width))
+    assert report.passed(1e-5), report
+
+
+def test_check_finds_what_is_wrong():
+    class Broken(operators.MRI):
+        def A_adjoint(self, y, **kwargs):
+            return super().A_adjoint(y, **kwargs).roll(1, -1)
+
+    good, broken = (kind(masks.cartesian((16, 20), 2, 4, seed=0)) for kind in (operators.MRI, Broken))
+    assert operators.check(good, (2, 16, 20)).passed()
+    report = operators.check(broken, (2, 16, 20))
+    assert report.adjointness > 1e-3
+    assert not report.passed()
+    affine = deepinv.physics.LinearPhysics(A=lambda x, **kwargs: x + 1, A_adjoint=lambda y, **kwargs: y)
+    assert operators.check(affine, (1, 8, 8)).linearity > 0.1
 
 
 def test_norm_is_deepinvs():

@@ -1,0 +1,117 @@
+"""Whether an operator is what it says: linear, with an exact adjoint, and safe in batches, types and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from deepinv.physics import LinearPhysics
+from deepinv.utils import TensorList
+
+
+@dataclass
+class Report:
+    """What :func:`check` measured; every error is relative, and about 1e-7 is what single precision allows.
+
+    :param adjointness: largest \\|<A x, y> - <x, A'y>\\| / (\\|A x\\| \\|y\\|) over random pairs.
+    :param linearity: error of A(2x - z) against 2 A x - A z.
+    :param normal: error of ``A_adjoint_A`` against ``A_adjoint(A(x))``.
+    :param batch: error of a batch against its items one by one.
+    :param gradient: error of automatic differentiation through A and its adjoint against A'v and A v.
+    :param dtype: whether single-precision images give single-precision measurements and images.
+    :param finite: whether no value was NaN or infinite.
+    :param norm: the operator's largest singular value, by the power method.
+    """
+
+    adjointness: float
+    linearity: float
+    normal: float
+    batch: float
+    gradient: float
+    dtype: bool
+    finite: bool
+    norm: float
+
+    def passed(self, tolerance: float = 1e-4) -> bool:
+        """Whether all errors are below ``tolerance``."""
+        errors = (self.adjointness, self.linearity, self.normal, self.batch, self.gradient)
+        return self.dtype and self.finite and all(error <= tolerance for error in errors)
+
+
+@torch.enable_grad()
+def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: int = 0, device="cpu") -> Report:
+    """Try an operator on random images.
+
+    :param op: the operator.
+    :param shape: shape of an image, (C, H, W), or of a batch, (B, C, H, W).
+    :param pairs: random pairs for the adjointness.
+    :param seed: seed of the random images.
+    :param device: device of the operator.
+    """
+    shape = tuple(shape) if len(shape) > 3 else (2, *shape)
+    rng = torch.Generator(device).manual_seed(seed)
+
+    def random(like=None):
+        if isinstance(like, TensorList):
+            return TensorList([random(part) for part in like])
+        return torch.randn(shape if like is None else like.shape, generator=rng, device=device)
+
+    adjointness = 0.0
+    for _ in range(pairs):
+        x = random()
+        measured = op.A(x)
+        y = random(measured)
+        gap = _inner(measured, y) - _inner(x, op.A_adjoint(y))
+        adjointness = max(adjointness, abs(gap) / max(_norm(measured) * _norm(y), 1e-30))
+    z = random()
+    linearity = _error(op.A(2 * x - z), 2 * measured - op.A(z))
+    normal = _error(op.A_adjoint_A(x), op.A_adjoint(measured))
+    alone = op.A(x[:1])
+    batch = _error(measured[0][:1] if isinstance(measured, TensorList) else measured[:1], _first(alone))
+
+    image, data = x.clone().requires_grad_(), y if isinstance(y, TensorList) else y.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(_inner_tensor(op.A(image), y), image)
+    gradient = _error(slope, op.A_adjoint(y))
+    if not isinstance(data, TensorList):
+        (slope,) = torch.autograd.grad(_inner_tensor(op.A_adjoint(data), z), data)
+        gradient = max(gradient, _error(slope, op.A(z)))
+
+    back = op.A_adjoint(y)
+    parts = [back, *(measured if isinstance(measured, TensorList) else [measured])]
+    v = back
+    for _ in range(30):
+        v = op.A_adjoint_A(v / max(_norm(v), 1e-30))
+    return Report(
+        adjointness,
+        linearity,
+        normal,
+        batch,
+        gradient,
+        dtype=all(part.dtype == torch.float32 for part in parts),
+        finite=all(bool(torch.isfinite(part).all()) for part in parts),
+        norm=_norm(v) ** 0.5,
+    )
+
+
+def _inner_tensor(a, b):
+    if isinstance(a, TensorList):
+        return sum((p * q).sum() for p, q in zip(a, b))
+    return (a * b).sum()
+
+
+def _inner(a, b) -> float:
+    if isinstance(a, TensorList):
+        return sum(_inner(p, q) for p, q in zip(a, b))
+    return (a.double() * b.double()).sum().item()
+
+
+def _norm(a) -> float:
+    return _inner(a, a) ** 0.5
+
+
+def _first(a):
+    return a[0] if isinstance(a, TensorList) else a
+
+
+def _error(a, b) -> float:
+    return _norm(a - b) / max(_norm(b), 1e-30)
