@@ -14,7 +14,7 @@ class Report:
     """What :func:`check` measured; every error is relative, and about 1e-7 is what single precision allows.
 
     :param adjointness: largest \\|<A x, y> - <x, A'y>\\| / (\\|A x\\| \\|y\\|) over random pairs.
-    :param linearity: error of A(2x - z) against 2 A x - A z.
+    :param linearity: error of A(2x - 3z) against 2 A x - 3 A z.
     :param normal: error of ``A_adjoint_A`` against ``A_adjoint(A(x))``.
     :param batch: error of a batch against its items one by one.
     :param gradient: error of automatic differentiation through A and its adjoint against A'v and A v.
@@ -64,7 +64,7 @@ def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: in
         gap = _inner(measured, y) - _inner(x, op.A_adjoint(y))
         adjointness = max(adjointness, abs(gap) / max(_norm(measured) * _norm(y), 1e-30))
     z = random()
-    linearity = _error(op.A(2 * x - z), 2 * measured - op.A(z))
+    linearity = _error(op.A(2 * x - 3 * z), 2 * measured - 3 * op.A(z))
     normal = _error(op.A_adjoint_A(x), op.A_adjoint(measured))
     alone = op.A(x[:1])
     batch = _error(measured[0][:1] if isinstance(measured, TensorList) else measured[:1], _first(alone))
