@@ -37,14 +37,14 @@ class MRI(LinearPhysics):
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """Measurements of images (B, 2, H, W), without noise."""
         self.update_parameters(**kwargs)
-        _check_real(x, "x", self.image_shape)
+        check_real(x, "x", self.image_shape)
         k = self._mask * torch.fft.fft2(self._maps * to_complex(x)[:, None], norm="ortho")
         return from_complex(k if self.maps is not None else k[:, 0])
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
         """Adjoint: images (B, 2, H, W) of measurements (B, 2, [N,] H, W)."""
         self.update_parameters(**kwargs)
-        _check_real(y, "y", self.measurement_shape)
+        check_real(y, "y", self.measurement_shape)
         k = to_complex(y) if self.maps is not None else to_complex(y)[:, None]
         coils = torch.fft.ifft2(self._mask.conj() * k, norm="ortho")
         return from_complex((self._maps.conj() * coils).sum(1))
@@ -52,7 +52,7 @@ class MRI(LinearPhysics):
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         """Normal product of images (B, 2, H, W), transforming only the axes along which the mask varies."""
         self.update_parameters(**kwargs)
-        _check_real(x, "x", self.image_shape)
+        check_real(x, "x", self.image_shape)
         if not self._axes:
             return from_complex(self._density[:, 0] * self._energy() * to_complex(x))
         coils = self._maps * to_complex(x)[:, None]
@@ -97,7 +97,7 @@ class MRI(LinearPhysics):
 
     def _set(self, mask: Tensor, maps: Tensor | None) -> None:
         if maps is not None:
-            maps = _check_maps(maps, mask)
+            maps = check_maps(maps, mask.shape[-2:])
         self.img_size = (2, *mask.shape[-2:])
         self.mask, self.maps = mask, maps
         before, after = _centring(*mask.shape[-2:], device=mask.device)
@@ -158,21 +158,21 @@ def _check_mask(mask: Tensor) -> Tensor:
     return mask
 
 
-def _check_maps(maps: Tensor, mask: Tensor) -> Tensor:
+def check_maps(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Coil sensitivities as (B, N, H, W), or a ValueError that says what is wrong."""
     if not maps.is_complex():
         raise ValueError(f"maps: expected complex coil sensitivities, got {maps.dtype}")
     maps = maps[None] if maps.ndim == 3 else maps
-    if maps.ndim != 4 or maps.shape[-2:] != mask.shape[-2:]:
-        size = " x ".join(map(str, mask.shape[-2:]))
-        raise ValueError(
-            f"maps: expected shape (N, H, W) or (B, N, H, W) of the mask's size {size}, got {tuple(maps.shape)}"
-        )
+    if maps.ndim != 4 or maps.shape[-2:] != torch.Size(shape):
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"maps: expected (N, H, W) or (B, N, H, W) of size {size}, got {tuple(maps.shape)}")
     if not torch.isfinite(torch.view_as_real(maps)).all():
         raise ValueError("maps: expected finite values, got NaN or infinity")
     return maps
 
 
-def _check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
+def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless ``x`` is a real batch of items of the shape."""
     if x.is_complex() or not x.is_floating_point():
         raise ValueError(f"{name}: expected a real tensor with real and imaginary part as channels, got {x.dtype}")
     if x.shape[1:] != shape:

@@ -60,7 +60,7 @@ def comparison(images: dict[str, Tensor], labels: dict[str, Tensor], truth: Tens
         column[2].imshow(labels[name][item][box], cmap=TISSUES, vmin=-0.5, vmax=7.5, interpolation="none", alpha=0.75)
         for k in range(1, len(classes)):
             outline = (truth[item] == k)[box].float()
-            column[2].contour(outline, [0.5], colors="black", linewidths=0.4)
+            column[2].contour(outline.numpy(), [0.5], colors="black", linewidths=0.4)
         for axis in column:
             axis.set_xticks([])
             axis.set_yticks([])
