@@ -8,7 +8,7 @@ import deepinv
 import torch
 from torch import Tensor
 
-from operators import MRI
+from operators import MRI, ParallelBeamCT
 
 
 def told(op, y, noise=None) -> float | Tensor | None:
@@ -41,6 +41,8 @@ def estimate(op, y: Tensor, image: Tensor) -> float | None:
     """
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         return _outer_kspace(y, op.mask)
+    if isinstance(op, ParallelBeamCT):
+        return _high_differences(y, axes=(-1,), order=6)
     if isinstance(op, deepinv.physics.Tomography):
         return _high_differences(y, axes=(-2,), order=6)
     if isinstance(y, Tensor) and y.ndim == image.ndim == 4 and y.shape[1] == image.shape[1]:
