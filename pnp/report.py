@@ -45,22 +45,22 @@ def comparison(images: dict[str, Tensor], labels: dict[str, Tensor], truth: Tens
     :param classes: names of the classes.
     :param item: which image of the batch to show.
     """
-    reference = next(iter(images.values()))[item]
+    images = {name: batch[item].numpy() for name, batch in images.items()}
+    reference = next(iter(images.values()))
     peak = float(reference.max())
-    rows, columns = np.nonzero(reference.numpy() > 0.02 * peak)
+    rows, columns = np.nonzero(reference > 0.02 * peak)
     box = slice(max(rows.min() - 6, 0), rows.max() + 7), slice(max(columns.min() - 6, 0), columns.max() + 7)
     figure = Figure(figsize=(3 * len(images), 11.2), layout="constrained")
     axes = figure.subplots(3, len(images))
-    for column, (name, batch) in zip(axes.T, images.items()):
-        image = batch[item]
+    for column, (name, image) in zip(axes.T, images.items()):
+        found, tissue = labels[name][item].numpy()[box], truth[item].numpy()[box]
         column[0].imshow(image[box], cmap="gray", vmin=0, vmax=peak)
         column[0].set_title(name, fontsize=14)
-        column[1].imshow((image - reference).abs()[box], cmap="magma", vmin=0, vmax=0.15 * peak)
+        column[1].imshow(np.abs(image - reference)[box], cmap="magma", vmin=0, vmax=0.15 * peak)
         column[2].imshow(image[box], cmap="gray", vmin=0, vmax=peak)
-        column[2].imshow(labels[name][item][box], cmap=TISSUES, vmin=-0.5, vmax=7.5, interpolation="none", alpha=0.75)
+        column[2].imshow(found, cmap=TISSUES, vmin=-0.5, vmax=7.5, interpolation="none", alpha=0.75)
         for k in range(1, len(classes)):
-            outline = (truth[item] == k)[box].float()
-            column[2].contour(outline.numpy(), [0.5], colors="black", linewidths=0.4)
+            column[2].contour(tissue == k, [0.5], colors="black", linewidths=0.4)
         for axis in column:
             axis.set_xticks([])
             axis.set_yticks([])
