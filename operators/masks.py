@@ -76,6 +76,25 @@ def poisson(shape: tuple[int, int], acceleration: float, calibration: int = 24, 
     return torch.from_numpy(mask.astype(np.float32))
 
 
+def radial(shape: tuple[int, int], spokes: int) -> Tensor:
+    """Lines through the centre at equal angles, on the Cartesian grid's nearest points.
+
+    :param shape: (H, W).
+    :param spokes: number of lines; the first runs along W.
+    """
+    height, width = _check(shape, 1, 0)
+    if spokes < 1:
+        raise ValueError(f"spokes: expected at least 1, got {spokes}")
+    mask = torch.zeros(height, width)
+    steps = torch.linspace(-1, 1, 4 * max(height, width) + 1, dtype=torch.float64)
+    angles = torch.pi * torch.arange(spokes, dtype=torch.float64)[:, None] / spokes
+    rows = (height // 2 + steps * height / 2 * torch.sin(angles)).round().long()
+    columns = (width // 2 + steps * width / 2 * torch.cos(angles)).round().long()
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    mask[rows[inside], columns[inside]] = 1
+    return mask
+
+
 def _throw_darts(start: np.ndarray, order: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Accept the points of ``order`` one by one that keep their distance from all accepted before."""
     height, width = start.shape

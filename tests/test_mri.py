@@ -174,6 +174,19 @@ def test_poisson_masks(acceleration):
     assert np.median(distances.min(1)) > np.median(random_distances.min(1))  # farther apart than by chance
 
 
+def test_radial_masks():
+    mask = masks.radial((64, 64), 2)
+    assert mask[32].all()
+    assert mask[:, 32].all()
+    assert mask.sum() == 127
+    many = masks.radial((65, 48), 20)
+    assert many[32, 24] == 1
+    assert 20 * 24 < many.sum() < 20 * 65
+    assert many[28:37, 20:29].mean() > 2 * many.mean()  # denser in the middle
+    with pytest.raises(ValueError, match="spokes: expected at least 1"):
+        masks.radial((8, 8), 0)
+
+
 @pytest.mark.parametrize("make", [masks.cartesian, masks.poisson])
 def test_bad_masks(make):
     with pytest.raises(ValueError, match="calibration: "):
