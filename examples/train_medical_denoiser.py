@@ -1,6 +1,7 @@
-"""Train the bundled denoiser ``medical`` on natural, MRI, CT and ultrasound images.
+"""Train the bundled denoisers ``medical`` and ``medical-medium`` on natural, MRI, CT and ultrasound images.
 
     python examples/train_medical_denoiser.py DATA runs/medical
+    python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256
 
 DATA holds the folders named below. An interrupted run goes on where it was when it is started again.
 """
@@ -42,13 +43,18 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path, help="folder for weights, card, log and checkpoint")
     parser.add_argument("--steps", type=int, default=34_000)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each level")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = denoisers.ResidualUNet(tuple(options.widths))
     texts = (
         f"{name}=" + ",".join(str(options.data / file) for file in files.split(",")) + settings
         for name, (files, settings) in SOURCES.items()
     )
-    denoisers.train(dict(parse_source(text) for text in texts), options.out, steps=options.steps, card=CARD)
+    denoisers.train(
+        dict(parse_source(text) for text in texts), options.out, network=network, steps=options.steps, card=CARD
+    )
 
 
 if __name__ == "__main__":

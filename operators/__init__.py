@@ -1,9 +1,26 @@
 """Forward operators of medical imaging, each a ``deepinv.physics.LinearPhysics``."""
 
-from operators import coils, masks, trajectories
+from operators import coils, masks, phantoms, trajectories
 from operators.check import Report, check
 from operators.ct import ParallelBeamCT
+from operators.fan import FanBeamCT
+from operators.lowdose import LowDose
 from operators.mri import MRI
 from operators.noncartesian import NonCartesianMRI
+from operators.operator import compose, stack
 
-__all__ = ["MRI", "NonCartesianMRI", "ParallelBeamCT", "Report", "check", "coils", "masks", "trajectories"]
+__all__ = [
+    "MRI",
+    "FanBeamCT",
+    "LowDose",
+    "NonCartesianMRI",
+    "ParallelBeamCT",
+    "Report",
+    "check",
+    "coils",
+    "compose",
+    "masks",
+    "phantoms",
+    "stack",
+    "trajectories",
+]

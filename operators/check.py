@@ -18,7 +18,7 @@ class Report:
     :param normal: error of ``A_adjoint_A`` against ``A_adjoint(A(x))``.
     :param batch: error of a batch against its items one by one.
     :param gradient: error of automatic differentiation through A and its adjoint against A'v and A v.
-    :param dtype: whether single-precision images give single-precision measurements and images.
+    :param dtype: whether measurements and images have the precision of what they were made of.
     :param finite: whether no value was NaN or infinite.
     :param norm: the operator's largest singular value, by the power method.
     """
@@ -39,22 +39,33 @@ class Report:
 
 
 @torch.enable_grad()
-def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: int = 0, device="cpu") -> Report:
+def check(
+    op: LinearPhysics,
+    shape: tuple[int, ...],
+    *,
+    pairs: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device="cpu",
+) -> Report:
     """Try an operator on random images.
 
     :param op: the operator.
-    :param shape: shape of an image, (C, H, W), or of a batch, (B, C, H, W).
+    :param shape: shape of an image, (C, H, W), or of a volume, (C, D, H, W), of which a batch of two is tried; or that
+        of a batch.
     :param pairs: random pairs for the adjointness.
     :param seed: seed of the random images.
+    :param dtype: precision of the images.
     :param device: device of the operator.
     """
-    shape = tuple(shape) if len(shape) > 3 else (2, *shape)
+    image_shape = getattr(op, "image_shape", None) or op.img_size or shape[-3:]
+    shape = tuple(shape) if len(shape) > len(image_shape) else (2, *shape)
     rng = torch.Generator(device).manual_seed(seed)
 
     def random(like=None):
         if isinstance(like, TensorList):
             return TensorList([random(part) for part in like])
-        return torch.randn(shape if like is None else like.shape, generator=rng, device=device)
+        return torch.randn(shape if like is None else like.shape, generator=rng, device=device, dtype=dtype)
 
     adjointness = 0.0
     for _ in range(pairs):
@@ -66,8 +77,7 @@ def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: in
     z = random()
     linearity = _error(op.A(2 * x - 3 * z), 2 * measured - 3 * op.A(z))
     normal = _error(op.A_adjoint_A(x), op.A_adjoint(measured))
-    alone = op.A(x[:1])
-    batch = _error(measured[0][:1] if isinstance(measured, TensorList) else measured[:1], _first(alone))
+    batch = max(_error(all_items[:1], alone) for all_items, alone in zip(_parts(measured), _parts(op.A(x[:1]))))
 
     image, data = x.clone().requires_grad_(), y if isinstance(y, TensorList) else y.clone().requires_grad_()
     (slope,) = torch.autograd.grad(_inner_tensor(op.A(image), y), image)
@@ -77,7 +87,7 @@ def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: in
         gradient = max(gradient, _error(slope, op.A(z)))
 
     back = op.A_adjoint(y)
-    parts = [back, *(measured if isinstance(measured, TensorList) else [measured])]
+    parts = [back, *_parts(measured)]
     v = back
     for _ in range(30):
         v = op.A_adjoint_A(v / max(_norm(v), 1e-30))
@@ -87,30 +97,26 @@ def check(op: LinearPhysics, shape: tuple[int, ...], *, pairs: int = 3, seed: in
         normal,
         batch,
         gradient,
-        dtype=all(part.dtype == torch.float32 for part in parts),
+        dtype=all(part.dtype == dtype for part in parts),
         finite=all(bool(torch.isfinite(part).all()) for part in parts),
         norm=_norm(v) ** 0.5,
     )
 
 
+def _parts(a) -> list:
+    return list(a) if isinstance(a, TensorList) else [a]
+
+
 def _inner_tensor(a, b):
-    if isinstance(a, TensorList):
-        return sum((p * q).sum() for p, q in zip(a, b))
-    return (a * b).sum()
+    return sum((p * q).sum() for p, q in zip(_parts(a), _parts(b)))
 
 
 def _inner(a, b) -> float:
-    if isinstance(a, TensorList):
-        return sum(_inner(p, q) for p, q in zip(a, b))
-    return (a.double() * b.double()).sum().item()
+    return sum((p.double() * q.double()).sum().item() for p, q in zip(_parts(a), _parts(b)))
 
 
 def _norm(a) -> float:
     return _inner(a, a) ** 0.5
-
-
-def _first(a):
-    return a[0] if isinstance(a, TensorList) else a
 
 
 def _error(a, b) -> float:

@@ -7,15 +7,25 @@ import torch
 from torch import Tensor
 
 
-def cartesian(shape: tuple[int, int], acceleration: float, calibration: int = 24, seed: int | None = None) -> Tensor:
-    """Random phase-encoding lines (columns) of variable density around a fully sampled calibration region.
+def cartesian(
+    shape: tuple[int, int],
+    acceleration: float,
+    calibration: int = 24,
+    seed: int | None = None,
+    pattern: str = "variable",
+) -> Tensor:
+    """Phase-encoding lines (columns) around a fully sampled calibration region.
 
     :param shape: (H, W); the lines run along H.
     :param acceleration: W divided by the number of lines, calibration included.
     :param calibration: number of fully sampled central lines.
     :param seed: seed of the random choice; None for another one each time.
+    :param pattern: "variable" for random lines that are denser in the middle (Lustig et al., Magn Reson Med 2007),
+        "random" for random lines of the same density everywhere, "equispaced" for equal steps from a random first line.
     :raises ValueError: where the calibration lines alone exceed the number of lines.
     """
+    if pattern not in ("variable", "random", "equispaced"):
+        raise ValueError(f"pattern: expected variable, random or equispaced, got {pattern!r}")
     height, width = _check(shape, acceleration, calibration)
     lines = round(width / acceleration)
     calibration = min(calibration, width)
@@ -25,10 +35,14 @@ def cartesian(shape: tuple[int, int], acceleration: float, calibration: int = 24
         )
     centre = _central(width, calibration)
     outside = np.setdiff1d(np.arange(width), centre)
-    distance = np.abs(outside - width // 2) / (width / 2)
-    density = (1 - distance).clip(0) ** 2 + 0.05
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(outside, lines - calibration, replace=False, p=density / density.sum())
+    left = lines - calibration
+    if pattern == "equispaced":
+        chosen = outside[((np.arange(left) + rng.random()) * len(outside) / max(left, 1)).astype(int)]
+    else:
+        distance = np.abs(outside - width // 2) / (width / 2)
+        density = (1 - distance).clip(0) ** 2 + 0.05 if pattern == "variable" else np.ones(len(outside))
+        chosen = rng.choice(outside, left, replace=False, p=density / density.sum())
     mask = torch.zeros(height, width)
     mask[:, centre] = 1
     mask[:, chosen] = 1

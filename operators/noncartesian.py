@@ -4,101 +4,88 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from deepinv.physics import LinearPhysics
-from scipy import spatial
 from torch import Tensor
 
-from operators.mri import check_maps, check_real, from_complex, to_complex
+from operators.density import pipe_menon
+from operators.mri import check_maps, from_complex, to_complex
 from operators.nufft import NUFFT
+from operators.operator import Operator, check_real
 
 
-class NonCartesianMRI(LinearPhysics):
+class NonCartesianMRI(Operator):
     r"""Non-Cartesian MRI, :math:`y_{n,m} = (HW)^{-1/2} \sum_r s_n(r) x(r) e^{-i k_m \cdot r}`.
 
     Forward and adjoint are non-uniform FFTs; the normal product :math:`A^H A` is a convolution, which two FFTs on twice
     the grid apply exactly (Toeplitz embedding: Fessler et al., IEEE Trans Signal Process 2005).
 
     :param trajectory: points (M, 2) in radians per pixel along H and along W, within [-pi, pi), see
-        :mod:`operators.trajectories`.
-    :param shape: (H, W) of the image.
-    :param maps: complex coil sensitivities (N, H, W) or (B, N, H, W); None for a single coil.
+        :mod:`operators.trajectories`; (M, 3) along D, H and W for volumes.
+    :param shape: (H, W) of the image, (D, H, W) of a volume.
+    :param maps: complex coil sensitivities (N, H, W) or (B, N, H, W), for volumes with D before H; None for a single
+        coil.
     :param noise_model: deepinv noise model that ``op(x)`` applies.
     :param eps: relative error of the transforms.
     :param device: device of the operator, default the trajectory's.
+    :raises ValueError: for a trajectory of another shape, outside [-pi, pi) or with NaN, and for maps that do not fit.
 
     Images are (B, 2, H, W), real and imaginary part; measurements (B, 2, N, M), or (B, 2, M) without maps.
     """
 
     def __init__(self, trajectory, shape, maps=None, *, noise_model=None, eps: float = 1e-5, device=None):
-        trajectory = _check_trajectory(trajectory)
+        shape = tuple(int(n) for n in shape)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(f"shape: expected (H, W) or (D, H, W), got {shape}")
+        trajectory = _check_trajectory(trajectory, len(shape))
         device = trajectory.device if device is None else device
         arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(device=device, solver="CG", **arguments)
-        self.image_shape, self.eps = (2, *(int(n) for n in shape)), eps
-        self.img_size = self.image_shape
-        for name in ("trajectory", "maps", "_kernel"):
-            self.register_buffer(name, None, persistent=name != "_kernel")
+        super().__init__(img_size=(2, *shape), device=device, solver="CG", **arguments)
+        self.image_shape, self.eps = (2, *shape), eps
+        self.register_buffer("trajectory", None)
+        self.register_buffer("maps", None)
         self._set(trajectory.to(device), None if maps is None else torch.as_tensor(maps).to(device))
 
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """Measurements of images (B, 2, H, W), without noise."""
         self.update_parameters(**kwargs)
         check_real(x, "x", self.image_shape)
-        image = to_complex(x)
-        y = self._nufft.forward(image if self.maps is None else self.maps * image[:, None])
-        return from_complex(y / self._root)
+        image, t = to_complex(x), self._tables(x)
+        return from_complex(self._nufft.forward(image if t.maps is None else t.maps * image[:, None]) / self._root)
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
         """Adjoint: images (B, 2, H, W) of measurements (B, 2, [N,] M)."""
         self.update_parameters(**kwargs)
         check_real(y, "y", self.measurement_shape)
-        image = self._nufft.adjoint(to_complex(y)) / self._root
-        return from_complex(image if self.maps is None else (self.maps.conj() * image).sum(1))
+        image, t = self._nufft.adjoint(to_complex(y)) / self._root, self._tables(y)
+        return from_complex(image if t.maps is None else (t.maps.conj() * image).sum(1))
 
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         """Normal product of images (B, 2, H, W), as a convolution."""
         self.update_parameters(**kwargs)
         check_real(x, "x", self.image_shape)
-        image = to_complex(x)
-        height, width = self.image_shape[1:]
-        coils = image[:, None] if self.maps is None else self.maps * image[:, None]
-        spectrum = torch.fft.fft2(coils, s=self._kernel.shape) * self._kernel
-        coils = torch.fft.ifft2(spectrum)[..., :height, :width]
-        return from_complex(coils[:, 0] if self.maps is None else (self.maps.conj() * coils).sum(1))
+        image, t = to_complex(x), self._tables(x)
+        coils = image if t.maps is None else t.maps * image[:, None]
+        dims = tuple(range(-t.kernel.ndim, 0))
+        coils = torch.fft.ifftn(torch.fft.fftn(coils, s=t.kernel.shape, dim=dims) * t.kernel, dim=dims)
+        coils = coils[(..., *(slice(n) for n in self.image_shape[1:]))]
+        return from_complex(coils if t.maps is None else (t.maps.conj() * coils).sum(1))
 
     def density_compensation(self) -> Tensor:
-        """Weights (M,) that even out the density of the samples: the areas that are closest to each (Voronoi cells).
+        """Weights (M,) that even out the density of the samples (Pipe & Menon, Magn Reson Med 1999).
 
-        ``op.A_adjoint(y * weights)`` is the gridding reconstruction, in the units of x (Rasche et al., *Resampling of
-        data between arbitrary grids using convolution interpolation*, IEEE Trans Med Imaging 1999).
+        ``op.A_adjoint(y * weights)`` is the gridding reconstruction, in the units of x.
         """
-        points, which, counts = np.unique(
-            self.trajectory.cpu().double().numpy().round(7), axis=0, return_inverse=True, return_counts=True
-        )
-        # a ring outside gives the outermost samples cells of the usual depth
-        radius = np.hypot(*points.T)
-        gap = 2 * np.pi / max(self.image_shape[1:])
-        turn = np.linspace(0, 2 * np.pi, int(2 * np.pi * radius.max() / gap * 2), endpoint=False)
-        ring = (radius.max() + gap) * np.stack([np.sin(turn), np.cos(turn)], 1)
-        cells = spatial.Voronoi(np.concatenate([points, ring]))
-        # a cell is made of triangles, each with its corner at the point and a side that it shares with a neighbour
-        sides, pairs = np.array(cells.ridge_vertices), cells.ridge_points
-        finite = (sides >= 0).all(1)
-        sides, pairs = cells.vertices[sides[finite]], pairs[finite]
-        lengths = np.linalg.norm(sides[:, 0] - sides[:, 1], axis=1)
-        distances = np.linalg.norm(cells.points[pairs[:, 0]] - cells.points[pairs[:, 1]], axis=1)
-        areas = np.bincount(pairs.ravel(), np.repeat(lengths * distances / 4, 2), len(cells.points))[: len(points)]
-        areas = areas / counts  # points that were sampled more than once share their cell
-        weights = areas[which.ravel()] * self.image_shape[1] * self.image_shape[2] / (2 * np.pi) ** 2
+        weights = pipe_menon(self.trajectory.double().cpu().numpy(), self.image_shape[1:])
         return torch.from_numpy(weights).float().to(self.trajectory.device)
 
     def update_parameters(self, trajectory: Tensor | None = None, maps: Tensor | None = None, **kwargs) -> None:
         """Replace trajectory, maps or both."""
         if trajectory is not None or maps is not None:
+            dimensions = len(self.image_shape) - 1
             self._set(
-                self.trajectory if trajectory is None else _check_trajectory(trajectory).to(self.trajectory.device),
+                self.trajectory
+                if trajectory is None
+                else _check_trajectory(trajectory, dimensions).to(self.trajectory.device),
                 self.maps if maps is None else torch.as_tensor(maps).to(self.trajectory.device),
             )
         super().update_parameters(**kwargs)
@@ -110,29 +97,33 @@ class NonCartesianMRI(LinearPhysics):
         return (2, *coils, len(self.trajectory))
 
     def _set(self, trajectory: Tensor, maps: Tensor | None) -> None:
-        height, width = self.image_shape[1:]
-        self._root = math.sqrt(height * width)
+        shape = self.image_shape[1:]
+        self._root = math.sqrt(math.prod(shape))
         if self.trajectory is None or not torch.equal(trajectory, self.trajectory):
-            self._nufft = NUFFT(trajectory, (height, width), self.eps)
-            self._kernel = _toeplitz_kernel(trajectory, height, width, self.eps)
+            self._nufft = NUFFT(trajectory, shape, self.eps)
+            self._kernel = _toeplitz_kernel(trajectory, shape, self.eps)
         self.trajectory = trajectory
-        self.maps = None if maps is None else check_maps(maps, (height, width))
+        self.maps = None if maps is None else check_maps(maps, shape)
+        self._forget()
+
+    def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
+        maps = None if self.maps is None else self.maps.to(device, torch.promote_types(dtype, torch.complex64))
+        return {"maps": maps, "kernel": self._kernel.to(device, dtype)}
 
 
-def _toeplitz_kernel(trajectory: Tensor, height: int, width: int, eps: float) -> Tensor:
+def _toeplitz_kernel(trajectory: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
     """Spectrum on the doubled grid of the convolution A'A: that of sum_m exp(i k_m . d) / HW at all lags d."""
     ones = torch.ones(len(trajectory), dtype=torch.complex128)
-    lags = NUFFT(trajectory, (2 * height, 2 * width), min(eps, 1e-6)).adjoint(ones) / (height * width)
-    # the lags -H and -W belong to no pair of pixels
-    lags[0], lags[:, 0] = 0, 0
-    kernel = torch.fft.fft2(torch.fft.ifftshift(lags, dim=(-2, -1)))
-    return kernel.real.float().to(trajectory.device)  # real, because the lags d and -d are conjugate
+    lags = NUFFT(trajectory, tuple(2 * n for n in shape), min(eps, 1e-6)).adjoint(ones) / math.prod(shape)
+    for axis in range(lags.ndim):  # the lag -n belongs to no pair of pixels
+        lags.select(axis, 0).zero_()
+    return torch.fft.fftn(torch.fft.ifftshift(lags)).real  # real, because the lags d and -d are conjugate
 
 
-def _check_trajectory(trajectory) -> Tensor:
+def _check_trajectory(trajectory, dimensions: int) -> Tensor:
     trajectory = torch.as_tensor(trajectory)
-    if trajectory.ndim != 2 or trajectory.shape[1] != 2 or len(trajectory) == 0:
-        raise ValueError(f"trajectory: expected shape (M, 2), got {tuple(trajectory.shape)}")
+    if trajectory.ndim != 2 or trajectory.shape[1] != dimensions or len(trajectory) == 0:
+        raise ValueError(f"trajectory: expected shape (M, {dimensions}), got {tuple(trajectory.shape)}")
     if not trajectory.is_floating_point():
         raise ValueError(f"trajectory: expected floating-point radians per pixel, got {trajectory.dtype}")
     low, high = trajectory.min().item(), trajectory.max().item()

@@ -1,4 +1,4 @@
-"""k-space trajectories, tensors (M, 2) in radians per pixel along H and along W, within [-pi, pi)."""
+"""k-space trajectories, tensors (M, 2) or (M, 3) in radians per pixel along [D,] H and W, within [-pi, pi)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def spiral(interleaves: int, samples: int, turns: float = 16, density: float = 1
     radius = math.pi * time**density
     points = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], -1)
     return points.reshape(-1, 2).clamp(-math.pi, math.nextafter(math.pi, 0)).float()
+
+
+def stack_of_stars(spokes: int, samples: int, partitions: int, golden: bool = True) -> Tensor:
+    """Radial sampling of each plane of a volume that is encoded by equal steps along D.
+
+    :param spokes: lines of each plane.
+    :param samples: samples of each line.
+    :param partitions: planes, from -pi up to just below pi.
+    :param golden: True to go on turning by the golden angle from plane to plane; False for the same lines in all.
+    :return: (partitions * spokes * samples, 3), plane by plane.
+    """
+    _check(spokes=spokes, samples=samples, partitions=partitions)
+    planes = 2 * math.pi * (torch.arange(partitions, dtype=torch.float64) - partitions // 2) / partitions
+    lines = radial(spokes * partitions, samples) if golden else radial(spokes, samples, False).repeat(partitions, 1)
+    return torch.cat([planes.float().repeat_interleave(spokes * samples)[:, None], lines], 1)
 
 
 def _check(**counts: int) -> None:

@@ -8,13 +8,14 @@ import deepinv
 import torch
 from torch import Tensor
 
-from operators import MRI, ParallelBeamCT
+from operators import MRI, FanBeamCT, LowDose, ParallelBeamCT
 
 
 def told(op, y, noise=None) -> float | Tensor | None:
     """Standard deviation of the noise in y, as the user or the operator tells it.
 
-    :param noise: what the user gave: a number, a tensor broadcastable to y, or None for the operator's Gaussian noise.
+    :param noise: what the user gave: a number, a tensor broadcastable to y, or None for the operator's noise model,
+        where it is Gaussian or :class:`operators.LowDose`.
     :return: a number, a tensor broadcastable to y, or None where nobody tells.
     :raises ValueError: where ``noise`` is negative, not finite or of a shape that does not fit y.
     """
@@ -26,6 +27,8 @@ def told(op, y, noise=None) -> float | Tensor | None:
             return sigma.item()
         if sigma.numel() == len(y) and (sigma > 0).all():
             return sigma.reshape(-1, *[1] * (y.ndim - 1))
+    if isinstance(op.noise_model, LowDose):
+        return op.noise_model.std(y)
     return None
 
 
@@ -41,7 +44,7 @@ def estimate(op, y: Tensor, image: Tensor) -> float | None:
     """
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         return _outer_kspace(y, op.mask)
-    if isinstance(op, ParallelBeamCT):
+    if isinstance(op, (ParallelBeamCT, FanBeamCT)):
         return _high_differences(y, axes=(-1,), order=6)
     if isinstance(op, deepinv.physics.Tomography):
         return _high_differences(y, axes=(-2,), order=6)

@@ -98,6 +98,43 @@ def test_closed_form_inverse():
     assert operators.MRI(torch.ones(8, 8), coils.birdcage((8, 8), 2)).normal_inverse() is None
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(3, 8), st.integers(4, 12), st.integers(4, 12), st.integers(0, 3), st.booleans(), st.integers(0, 999))
+def test_volumes_agree_with_deepinv(depth, height, width, coil_count, double, seed):
+    rng = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(1, height, width, generator=rng) > 0.4).float().expand(depth, -1, -1).contiguous()
+    mask[:, 0, 0] = 1
+    shape = (depth, height, width)
+    x = torch.randn(2, 2, *shape, generator=rng)
+    if coil_count:
+        maps = torch.randn(coil_count, *shape, dtype=torch.complex64, generator=rng)
+        op = operators.MRI(mask, maps)
+        peer = deepinv.physics.MultiCoilMRI(mask=mask[None, None], coil_maps=maps[None], img_size=shape, three_d=True)
+    else:
+        op = operators.MRI(mask)
+        peer = deepinv.physics.MRI(mask=mask[None, None], img_size=(2, *shape), three_d=True)
+    assert torch.allclose(op.A(x), peer.A(x), atol=1e-4)
+    report = operators.check(op, (2, *shape), dtype=torch.float64 if double else torch.float32)
+    assert report.adjointness < (1e-14 if double else 1e-6)
+    assert report.passed(1e-12 if double else 1e-5), report
+
+
+def test_frames_of_a_series_are_a_batch():
+    rng = torch.Generator().manual_seed(0)
+    frames = (torch.rand(5, 1, 1, 12, generator=rng) > 0.5).float().expand(-1, -1, 10, -1)
+    maps = torch.randn(3, 10, 12, dtype=torch.complex64, generator=rng)
+    series = torch.randn(5, 2, 10, 12, generator=rng)
+    y = operators.MRI(frames, maps).A(series)
+    for t in range(5):
+        assert torch.allclose(y[t], operators.MRI(frames[t, 0], maps).A(series[t : t + 1])[0], atol=1e-6)
+
+
+def test_any_precision_stays_complex():
+    maps = torch.randn(3, 10, 12, dtype=torch.complex64)
+    op = operators.MRI(torch.ones(10, 12), maps).to(torch.float64)
+    assert torch.equal(op.maps, maps[None].to(torch.complex128))
+
+
 def test_update_takes_effect():
     first, second = (masks.cartesian((16, 16), 2, 4, seed=s) for s in (0, 1))
     op, x = operators.MRI(first), torch.randn(1, 2, 16, 16)
@@ -185,6 +222,21 @@ def test_radial_masks():
     assert many[28:37, 20:29].mean() > 2 * many.mean()  # denser in the middle
     with pytest.raises(ValueError, match="spokes: expected at least 1"):
         masks.radial((8, 8), 0)
+
+
+@pytest.mark.parametrize("pattern", ["variable", "random", "equispaced"])
+def test_patterns_of_lines(pattern):
+    mask = masks.cartesian((6, 200), 4, 20, 0, pattern)
+    lines = mask[0].nonzero()[:, 0]
+    assert len(lines) == 50
+    assert mask[:, 90:110].all()
+    gaps = torch.cat([lines[lines < 90].diff(), lines[lines >= 110].diff()])
+    if pattern == "equispaced":
+        assert set(gaps.tolist()) <= {5, 6, 7}
+    else:
+        assert gaps.max() > 8
+    centre = ((lines > 50) & (lines < 150)).sum().item() - 20
+    assert centre > 15 if pattern == "variable" else 6 < centre < 24
 
 
 @pytest.mark.parametrize("make", [masks.cartesian, masks.poisson])

@@ -1,0 +1,132 @@
+"""What all operators share: checked input, the input's precision and device, and composition that stays fast."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from deepinv.physics import LinearPhysics
+from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
+from torch import Tensor
+
+
+class Operator(LinearPhysics):
+    """A deepinv ``LinearPhysics`` that works in the precision and on the device of what it is given.
+
+    A subclass has :attr:`image_shape`, :attr:`measurement_shape`, and a method ``_prepare(dtype, device)`` that makes
+    the tables it computes with; they are made when they are first needed, and kept until a parameter changes.
+    ``a * b``, ``2 * a`` and ``a.stack(b)`` compose operators, and keep their fast normal products.
+    """
+
+    image_shape: tuple[int, ...]
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        """Shape of the measurements of one image."""
+        raise AttributeError(f"{type(self).__name__} does not know the shape of its measurements")
+
+    def __mul__(self, other):
+        return compose(other, self) if isinstance(other, LinearPhysics) else self.__rmul__(other)
+
+    def __rmul__(self, factor):
+        return Scaled(self, factor) if isinstance(factor, (int, float)) else NotImplemented
+
+    def stack(self, other):
+        """Both operators' measurements of one image, as a ``TensorList``."""
+        return stack(self, other)
+
+    def _tables(self, like: Tensor) -> SimpleNamespace:
+        made = self.__dict__.setdefault("_made", {})
+        key = like.dtype, like.device
+        if key not in made:
+            made[key] = SimpleNamespace(**self._prepare(*key))
+        return made[key]
+
+    def _forget(self) -> None:
+        """Drop the tables, after a parameter has changed."""
+        self.__dict__["_made"] = {}
+
+    def _apply(self, fn, recurse=True):
+        """As in ``torch.nn.Module``, whose ``to(torch.float64)`` would make complex buffers real."""
+        self._forget()
+
+        def kept_complex(tensor):
+            return torch.view_as_complex(fn(torch.view_as_real(tensor))) if tensor.is_complex() else fn(tensor)
+
+        return super()._apply(kept_complex, recurse)
+
+
+class Scaled(Operator):
+    """``factor * op``; the noise stays what it was."""
+
+    def __init__(self, op: LinearPhysics, factor: float):
+        super().__init__(img_size=op.img_size, noise_model=op.noise_model, solver=op.solver)
+        self.op, self.factor = op, float(factor)
+        self.image_shape = getattr(op, "image_shape", op.img_size)
+
+    def A(self, x: Tensor, **kwargs):
+        return self.factor * self.op.A(x, **kwargs)
+
+    def A_adjoint(self, y, **kwargs) -> Tensor:
+        return self.factor * self.op.A_adjoint(y, **kwargs)
+
+    def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
+        return self.factor**2 * self.op.A_adjoint_A(x, **kwargs)
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return self.op.measurement_shape
+
+
+class Stacked(Operator, StackedLinearPhysics):
+    """Several operators of one image; the normal product is the sum of theirs."""
+
+    def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
+        return sum(part.A_adjoint_A(x, **kwargs) for part in self.physics_list)
+
+
+class Composed(Operator, ComposedLinearPhysics):
+    """One operator after the other; the last one's fast normal product sits between the others and their adjoints."""
+
+    def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
+        *first, last = self.physics_list
+        for part in first:
+            x = part.A(x, **kwargs)
+        x = last.A_adjoint_A(x, **kwargs)
+        for part in reversed(first):
+            x = part.A_adjoint(x, **kwargs)
+        return x
+
+
+def stack(*operators: LinearPhysics) -> Stacked:
+    """One operator whose measurements are a ``TensorList`` of all operators' measurements."""
+    _check_linear(operators)
+    return Stacked(operators)
+
+
+def compose(*operators: LinearPhysics) -> Composed:
+    """One operator that applies the given ones in order, the first one to the image."""
+    _check_linear(operators)
+    return Composed(*operators)
+
+
+def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape."""
+    if x.is_complex() or not x.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a real tensor (of complex ones, real and imaginary part as two channels), got {x.dtype}"
+        )
+    if x.shape[1:] != shape:
+        wanted = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"{name}: expected shape ({wanted}), got {tuple(x.shape)}")
+    # one sum is many times cheaper than a test of each value, which decides where the sum overflows, too
+    if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def _check_linear(operators) -> None:
+    if not operators:
+        raise ValueError("operators: expected at least one, got none")
+    for op in operators:
+        if not isinstance(op, LinearPhysics):
+            raise TypeError(f"operators: expected deepinv LinearPhysics, got {type(op).__name__}")

@@ -1,0 +1,67 @@
+"""Operators stacked, composed and scaled, by themselves and with deepinv's."""
+
+from __future__ import annotations
+
+import math
+
+import deepinv
+import pytest
+import torch
+
+import operators
+from operators import coils, trajectories
+
+
+@pytest.fixture
+def radial():
+    return operators.NonCartesianMRI(trajectories.radial(7, 30), (14, 16), coils.birdcage((14, 16), 3))
+
+
+@pytest.fixture
+def cartesian():
+    mask = operators.masks.cartesian((14, 16), 2, 4, seed=0)
+    return operators.MRI(mask, coils.birdcage((14, 16), 3))
+
+
+def test_scaled(radial):
+    op = 3 * radial
+    x = torch.randn(1, 2, 14, 16)
+    assert torch.allclose(op.A(x), 3 * radial.A(x))
+    assert torch.allclose((radial * 3.0).A_adjoint_A(x), 9 * radial.A_adjoint_A(x), atol=1e-4)
+    assert op.measurement_shape == radial.measurement_shape
+    assert operators.check(op, (2, 14, 16)).passed(5e-5)
+
+
+def test_stacked(radial, cartesian):
+    x = torch.randn(2, 2, 14, 16)
+    for op in (radial.stack(cartesian), operators.stack(radial, cartesian)):
+        assert torch.allclose(op.A_adjoint_A(x), radial.A_adjoint_A(x) + cartesian.A_adjoint_A(x), atol=1e-5)
+        assert operators.check(op, (2, 14, 16)).passed(5e-5)
+
+
+def test_composed_with_deepinv(radial):
+    blur = deepinv.physics.BlurFFT(
+        img_size=(2, 14, 16), filter=deepinv.physics.functional.blur.gaussian_blur(sigma=(1.0, 1.0))
+    )
+    x = torch.randn(2, 2, 14, 16)
+    for op in (radial * blur, operators.compose(blur, radial)):
+        assert torch.allclose(op.A(x), radial.A(blur.A(x)), atol=1e-5)
+        assert operators.check(op, (2, 14, 16)).passed(5e-5)
+
+
+def test_the_fast_normal_product_is_used(radial, cartesian, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a non-uniform FFT where a convolution does it")
+
+    op = 2 * radial.stack(cartesian)
+    monkeypatch.setattr(type(radial), "A", forbidden)
+    op.A_adjoint_A(torch.randn(1, 2, 14, 16))
+
+
+def test_what_does_not_compose():
+    with pytest.raises(ValueError, match="operators: expected at least one"):
+        operators.stack()
+    with pytest.raises(TypeError, match="operators: expected deepinv LinearPhysics, got int"):
+        operators.stack(operators.ParallelBeamCT((8, 8), [0.0, math.pi / 2]), 3)
+    with pytest.raises(TypeError):
+        operators.ParallelBeamCT((8, 8), [0.0]) * "2"
