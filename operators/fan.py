@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from operators.ct import check_angles, check_shape
@@ -247,8 +248,8 @@ def _interpolation(theta: Tensor, s: Tensor, ray: Tensor, weight: Tensor, radon:
     columns = (k - turned * count) * radon.count + j
     rows = ray[:, None, None].expand_as(columns)
     inside = inside.expand_as(columns)
-    shape = (rays, count * radon.count)
-    return SparseMatrix(rows[inside], columns[inside], values[inside].float(), shape)
+    entries = values[inside].numpy(), (rows[inside].numpy(), columns[inside].numpy())
+    return SparseMatrix(sparse.csr_matrix(entries, shape=(rays, count * radon.count)))
 
 
 def _taps(position: Tensor, taps: int, kernel) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import finufft
 import torch
 from torch import Tensor
+
+from operators.operator import linear
 
 
 class NUFFT:
@@ -28,18 +31,18 @@ class NUFFT:
 
     def forward(self, images: Tensor) -> Tensor:
         """Complex images (..., *shape) to (..., M)."""
-        return _Transform.apply(images, self, 2)
+        return linear(images, partial(self._execute, kind=2), partial(self._execute, kind=1))
 
     def adjoint(self, samples: Tensor) -> Tensor:
         """Complex samples (..., M) to (..., *shape)."""
-        return _Transform.apply(samples, self, 1)
+        return linear(samples, partial(self._execute, kind=1), partial(self._execute, kind=2))
 
-    def execute(self, values: Tensor, kind: int) -> Tensor:
-        """Type 2 (images to samples) or type 1 (its adjoint), without derivatives."""
+    def _execute(self, values: Tensor, kind: int) -> Tensor:
+        """Type 2 (images to samples) or type 1 (its adjoint)."""
         inside = len(self.shape) if kind == 2 else 1
         batch, inner = values.shape[: values.ndim - inside], values.shape[values.ndim - inside :]
         outer = (len(self.points),) if kind == 2 else self.shape
-        items = values.detach().reshape(-1, *inner).contiguous()
+        items = values.reshape(-1, *inner).contiguous()
         if not len(items):
             return values.new_zeros(*batch, *outer)
         items = items if len(items) > 1 else items[0]
@@ -75,15 +78,3 @@ class NUFFT:
 
     def __reduce__(self):
         return NUFFT, (self.points, self.shape, self.eps)
-
-
-class _Transform(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, nufft, kind):
-        ctx.nufft, ctx.kind = nufft, kind
-        return nufft.execute(values, kind)
-
-    @staticmethod
-    def backward(ctx, slope):
-        # through the transform itself, so that second derivatives exist, too
-        return _Transform.apply(slope, ctx.nufft, 3 - ctx.kind), None, None

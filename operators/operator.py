@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -110,13 +111,30 @@ def compose(*operators: LinearPhysics) -> Composed:
     return Composed(*operators)
 
 
+def linear(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+    """``forward(x)`` of a linear map, differentiated any number of times by means of its adjoint."""
+    return _Linear.apply(x, forward, adjoint)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, forward, adjoint):
+        ctx.maps = forward, adjoint
+        return forward(x.detach())
+
+    @staticmethod
+    def backward(ctx, slope):
+        forward, adjoint = ctx.maps
+        return _Linear.apply(slope, adjoint, forward), None, None
+
+
 def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape."""
     if x.is_complex() or not x.is_floating_point():
         raise ValueError(
             f"{name}: expected a real tensor (of complex ones, real and imaginary part as two channels), got {x.dtype}"
         )
-    if x.shape[1:] != shape:
+    if tuple(x.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name}: expected shape ({wanted}), got {tuple(x.shape)}")
     # one sum is many times cheaper than a test of each value, which decides where the sum overflows, too

@@ -4,62 +4,68 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
+
+from operators.operator import linear
 
 
 class SparseMatrix:
-    """A sparse matrix and its transpose, each stored by rows: products of either are one pass through memory.
+    """A real sparse matrix, stored once, by rows.
 
-    :param rows: row of each entry, (K,) integers, in any order.
-    :param columns: column of each entry.
-    :param values: value of each entry; entries at the same place add up.
-    :param shape: (R, C).
+    On the CPU a product with it gathers, by PyTorch, and one with its transpose scatters, by SciPy; both are one pass
+    through its memory. Other devices hold the transpose as well.
+
+    :param matrix: SciPy matrix or array in CSR format.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]):
-        coordinates = torch.sparse_coo_tensor(
-            torch.stack([rows, columns]), values, shape, check_invariants=False
-        ).coalesce()
-        self.shape = shape
-        self.matrix = _by_rows(coordinates)
-        self.transpose = _by_rows(coordinates.t().coalesce())
+    def __init__(self, matrix: sparse.csr_matrix, device="cpu"):
+        self._scipy = matrix
+        self._matrix = _csr(matrix).to(device)
+        self._transpose = None if self._matrix.device.type == "cpu" else _csr(matrix.T.tocsr()).to(device)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
         """The same matrix in another precision or on another device."""
-        copy = object.__new__(SparseMatrix)
-        copy.shape = self.shape
-        copy.matrix, copy.transpose = self.matrix.to(device, dtype), self.transpose.to(device, dtype)
-        return copy
+        numbers = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        return SparseMatrix(self._scipy.astype(numbers, copy=False), device)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the entries."""
+        return self._scipy.data.nbytes + self._scipy.indices.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """Matrix times vectors, (..., C) to (..., R)."""
-        return _Product.apply(x, self.matrix, self.transpose)
+        return linear(x, self._gather, self._scatter)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Transpose times vectors, (..., R) to (..., C)."""
-        return _Product.apply(y, self.transpose, self.matrix)
+        return linear(y, self._scatter, self._gather)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        return _product(self._matrix, x)
+
+    def _scatter(self, y: Tensor) -> Tensor:
+        if self._transpose is not None:
+            return _product(self._transpose, y)
+        vectors = y.reshape(-1, y.shape[-1]).numpy()
+        out = np.stack([self._scipy.T @ vector for vector in vectors])
+        return torch.from_numpy(out).reshape(*y.shape[:-1], -1)
 
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, matrix, transpose):
-        ctx.matrices = matrix, transpose
-        vectors = x.detach().reshape(-1, x.shape[-1])
-        # one vector is many times faster than a matrix of one column
-        out = torch.mv(matrix, vectors[0]) if len(vectors) == 1 else torch.mm(matrix, vectors.T.contiguous()).T
-        return out.reshape(*x.shape[:-1], matrix.shape[0])
-
-    @staticmethod
-    def backward(ctx, slope):
-        matrix, transpose = ctx.matrices
-        return _Product.apply(slope, transpose, matrix), None, None
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    vectors = x.reshape(-1, x.shape[-1])
+    # one vector is many times faster than a matrix of one column
+    out = torch.mv(matrix, vectors[0]) if len(vectors) == 1 else torch.mm(matrix, vectors.T.contiguous()).T
+    return out.reshape(*x.shape[:-1], -1)
 
 
-def _by_rows(coordinates: Tensor) -> Tensor:
+def _csr(matrix: sparse.csr_matrix) -> Tensor:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")  # PyTorch calls the layout a beta feature
-        matrix = coordinates.to_sparse_csr()
+        warnings.filterwarnings("ignore", message="Sparse CSR")  # PyTorch calls the layout a beta feature
         # products with 32-bit indices need no conversion
-        indices = matrix.crow_indices().int(), matrix.col_indices().int()
-        return torch.sparse_csr_tensor(*indices, matrix.values(), matrix.shape, check_invariants=False)
+        pointers, columns = (torch.from_numpy(a.astype(np.int32, copy=False)) for a in (matrix.indptr, matrix.indices))
+        values = torch.from_numpy(matrix.data)
+        return torch.sparse_csr_tensor(pointers, columns, values, matrix.shape, check_invariants=False)

@@ -36,6 +36,72 @@ def ssim(x: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.stack(values)
 
 
+def cnr(x: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Contrast-to-noise ratio of two regions, |difference of the means| / root of the sum of the variances, (B,).
+
+    :param x: images (B, 1, H, W), for ultrasound envelopes or B-mode images.
+    :param inside: region, (H, W) or (B, H, W), where not 0.
+    :param outside: the region to compare with.
+    """
+    scores = []
+    for a, b in _regions(x, inside, outside):
+        scores.append((a.mean() - b.mean()).abs() / (a.var() + b.var()).sqrt().clamp_min(1e-30))
+    return torch.stack(scores)
+
+
+def gcnr(x: Tensor, inside: Tensor, outside: Tensor, bins: int = 100) -> Tensor:
+    """Generalised contrast-to-noise ratio, 1 - overlap of the two regions' histograms, (B,).
+
+    It does not change under monotone maps of the values, such as log compression (Rodriguez-Molares et al., IEEE Trans
+    Ultrason Ferroelectr Freq Control 2020). Here, the bins hold equally many values of both regions together.
+
+    :param x: images (B, 1, H, W), for ultrasound envelopes or B-mode images.
+    :param inside: region, (H, W) or (B, H, W), where not 0.
+    :param outside: the region to compare with.
+    :param bins: number of bins.
+    """
+    scores = []
+    for a, b in _regions(x, inside, outside):
+        both = torch.cat([a, b]).sort().values
+        edges = both[torch.linspace(0, len(both) - 1, bins + 1, device=both.device).round().long()[1:-1]].unique()
+        shares = [torch.bincount(torch.bucketize(part, edges), minlength=len(edges) + 1) / len(part) for part in (a, b)]
+        scores.append(1 - torch.minimum(*shares).sum())
+    return torch.stack(scores)
+
+
+def fwhm(profile: Tensor, spacing: float = 1.0) -> float:
+    """Full width at half maximum of a profile's highest peak, in the units of ``spacing``.
+
+    :param profile: values (N,) of at least 0, for instance of an envelope along a line through a point target.
+    :param spacing: distance between them.
+    :return: the width between linear interpolations at half the maximum; NaN where the profile does not fall that low.
+    """
+    if profile.ndim != 1 or not len(profile) or not torch.isfinite(profile).all() or not profile.max() > 0:
+        raise ValueError(f"profile: expected finite values (N,) with a positive peak, got shape {tuple(profile.shape)}")
+    values = profile.double().cpu() / profile.max().item()
+    peak = values.argmax().item()
+    width = 0.0
+    for side in (values[peak:], values[: peak + 1].flip(0)):
+        below = (side < 0.5).nonzero()
+        if not len(below):
+            return float("nan")
+        k = below[0].item()
+        width += k - 1 + ((side[k - 1] - 0.5) / (side[k - 1] - side[k])).item()
+    return width * spacing
+
+
+def _regions(x: Tensor, *regions: Tensor):
+    images = magnitude(x)
+    for name, region in zip(("inside", "outside"), regions):
+        if region.shape[-2:] != images.shape[-2:] or not (region != 0).flatten(-2).any(-1).all():
+            raise ValueError(
+                f"{name}: expected a region of size {tuple(images.shape[-2:])} that is not empty, "
+                f"got {tuple(region.shape)}"
+            )
+    for k, image in enumerate(images):
+        yield [image[(region if region.ndim == 2 else region[k]) != 0] for region in regions]
+
+
 def magnitude(x: Tensor) -> Tensor:
     """(B, 2, H, W) complex or (B, 1, H, W) real to (B, H, W)."""
     if x.ndim != 4 or x.shape[1] not in (1, 2):
