@@ -35,14 +35,11 @@ def plane_waves(size=(20, 15), angles=(-0.1, 0.0, 0.15), samples=80, **settings)
     st.sampled_from(["rect", "hann"]),
     st.sampled_from([None, "rect", "hann"]),
     st.sampled_from([0, 1, 4, 7]),
-    st.booleans(),
     st.sampled_from([0, 1e9]),
 )
-def test_plane_waves_agree_with_deepinv(
-    height, width, angles, samples, t0, f_number, receive, transmit, pulse, normalize, memory
-):
+def test_plane_waves_agree_with_deepinv(height, width, angles, samples, t0, f_number, receive, transmit, pulse, memory):
     arguments, settings = plane_waves((height, width), angles, samples, t0=t0, f_number=f_number)
-    settings |= {"receive_apod_window": receive, "transmit_apod_window": transmit, "normalize": normalize}
+    settings |= {"receive_apod_window": receive, "transmit_apod_window": transmit}
     settings["pulse"] = torch.randn(pulse) if pulse else None
     settings["pixel_origin"] = (5e-4, -2e-3)
     op = operators.PlaneWaveUltrasound(*arguments, memory_limit=memory, **settings)
@@ -50,8 +47,6 @@ def test_plane_waves_agree_with_deepinv(
     assert op.uses_matrix == (memory > 0 or not op.receive_apodization.any())
     x = torch.randn(2, 1, height, width)
     y = peer.A(x)
-    if normalize and not peer.operator_norm > 0.3:
-        return  # hardly an echo arrives in time, and deepinv's power method stops by an absolute tolerance
     assert op.measurement_shape == y.shape[1:]
     assert (op.A(x) - y).norm() <= 1e-4 * y.norm()
     back = peer.A_adjoint(y)
@@ -60,6 +55,12 @@ def test_plane_waves_agree_with_deepinv(
         report = operators.check(op, (1, height, width), dtype=dtype)
         assert report.adjointness < limit
         assert report.passed(1e-4), report
+
+
+def test_plane_waves_can_be_normalised():
+    arguments, settings = plane_waves(pulse=torch.randn(5))
+    op = operators.PlaneWaveUltrasound(*arguments, normalize=True, **settings)
+    assert operators.check(op, (1, 20, 15)).norm == pytest.approx(1, rel=0.01)
 
 
 def test_plane_wave_update_takes_effect():
