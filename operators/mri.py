@@ -61,12 +61,14 @@ class MRI(Operator):
         self.update_parameters(**kwargs)
         check_real(x, "x", self.image_shape)
         t = self._tables(x)
-        if not t.axes:
-            return from_complex(t.density[:, 0] * t.maps.abs().square().sum(1) * to_complex(x))
         coils = t.maps * to_complex(x)[:, None]
-        k = torch.fft.fftn(coils, dim=t.axes, norm="ortho").mul_(t.density)
-        coils = torch.fft.ifftn(k, dim=t.axes, norm="ortho")
-        return from_complex(coils.mul_(t.maps.conj()).sum(1))
+        if t.axes:
+            coils = torch.fft.fftn(coils, dim=t.axes)
+            torch.view_as_real(coils).mul_(t.density)  # a real product of contiguous values is the fastest
+            coils = torch.fft.ifftn(coils, dim=t.axes, norm="forward")
+        else:
+            torch.view_as_real(coils).mul_(t.density)
+        return from_complex(coils.mul_(t.conjugate).sum(1))
 
     def normal_inverse(self) -> callable | None:
         r"""The map :math:`(b, \rho) \mapsto (A^H A + \rho I)^{-1} b` in closed form, or None where there is none."""
@@ -113,17 +115,21 @@ class MRI(Operator):
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         complex_dtype = torch.promote_types(dtype, torch.complex64)
         before, after = (factor.to(device) for factor in _centring(self.mask.shape[2:]))
-        after = after.real if not after.imag.any() else after.to(complex_dtype)
-        mask = self.mask.to(device, dtype)
-        maps = (before if self.maps is None else self.maps.to(device) * before).to(complex_dtype)
+        after = after.to(complex_dtype) if after.imag.any() else after.real.to(dtype)
+        maps = before[None, None] if self.maps is None else self.maps.to(device) * before
         # an axis along which the mask does not vary drops out of the normal product
-        density = mask**2
+        density = self.mask.to(device, dtype) ** 2
         axes = tuple(axis for axis in self._axes if (density != density.narrow(axis, 0, 1)).any())
         for axis in set(self._axes) - set(axes):
             density = density.narrow(axis, 0, 1)
-        maps = maps if self.maps is not None else maps[None, None]
-        after = after.to(dtype) if not after.is_complex() else after
-        return {"mask": mask * after, "maps": maps, "density": density, "axes": axes}
+        density = density / math.prod(self.mask.shape[axis] for axis in axes)  # the transforms leave that out
+        return {
+            "mask": self.mask.to(device, dtype) * after,
+            "maps": maps.to(complex_dtype),
+            "conjugate": maps.conj().resolve_conj().to(complex_dtype),
+            "density": torch.stack([density, density], -1),
+            "axes": axes,
+        }
 
 
 def to_complex(x: Tensor) -> Tensor:

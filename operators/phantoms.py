@@ -36,16 +36,18 @@ PHANTOMS = {
 }
 
 
-def image(name: str, shape: tuple[int, int], finer: int = 8) -> Tensor:
+def image(name: str, shape: tuple[int, int], finer: int = 8, centre: tuple[float, float] = (0, 0)) -> Tensor:
     """A phantom's averages over pixels, (H, W).
 
     :param name: one of ``PHANTOMS``.
     :param shape: (H, W).
     :param finer: points along each side of a pixel that the average is taken over.
+    :param centre: where the phantom's origin is, (x, y) in pixels from the image's middle. Software that turns images
+        about a pixel instead has its own middle at (0.5, -0.5) in images of even size.
     """
     height, width = shape
     y, x = np.mgrid[0 : height * finer, 0 : width * finer]
-    x, y = (x + 0.5) / finer - width / 2, height / 2 - (y + 0.5) / finer
+    x, y = (x + 0.5) / finer - width / 2 - centre[0], height / 2 - (y + 0.5) / finer - centre[1]
     total = np.zeros(x.shape, np.float32)
     for cx, cy, a, b, turn, value in _in_pixels(name, shape):
         u = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)
