@@ -19,7 +19,7 @@ from operators.sparse import SparseMatrix
 STEP = 0.5  # distance in pixels between the parallel rays that the fan's are interpolated from
 TAPS = 4  # of them that take part along the detector
 TAPS_ANGLE = 6  # and in angle
-OVERSAMPLING = 1.27  # of the angles
+OVERSAMPLING = 1.1  # of the angles
 
 
 class FanBeamCT(Operator):

@@ -65,9 +65,13 @@ class NonCartesianMRI(Operator):
         check_real(x, "x", self.image_shape)
         image, t = to_complex(x), self._tables(x)
         coils = image if t.maps is None else t.maps * image[:, None]
-        dims = tuple(range(-t.kernel.ndim, 0))
-        coils = torch.fft.ifftn(torch.fft.fftn(coils, s=t.kernel.shape, dim=dims) * t.kernel, dim=dims)
-        coils = coils[(..., *(slice(n) for n in self.image_shape[1:]))]
+        # axis by axis: what is padded with zeros, and what is cropped in the end, is not transformed
+        axes = [(axis - len(self.image_shape) + 1, n) for axis, n in enumerate(self.image_shape[1:])]
+        for axis, n in axes:
+            coils = torch.fft.fft(coils, n=2 * n, dim=axis)
+        torch.view_as_real(coils).mul_(t.kernel)  # a real product of contiguous values is the fastest
+        for axis, n in reversed(axes):
+            coils = torch.fft.ifft(coils, dim=axis, norm="forward").narrow(axis, 0, n)
         return from_complex(coils if t.maps is None else (t.maps.conj() * coils).sum(1))
 
     def density_compensation(self) -> Tensor:
@@ -108,7 +112,8 @@ class NonCartesianMRI(Operator):
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         maps = None if self.maps is None else self.maps.to(device, torch.promote_types(dtype, torch.complex64))
-        return {"maps": maps, "kernel": self._kernel.to(device, dtype)}
+        kernel = (self._kernel / self._kernel.numel()).to(device, dtype)  # the transforms leave that out
+        return {"maps": maps, "kernel": torch.stack([kernel, kernel], -1)}
 
 
 def _toeplitz_kernel(trajectory: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
