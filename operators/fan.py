@@ -236,7 +236,7 @@ def parker_weights(angles: Tensor, gamma: Tensor) -> Tensor:
 
 def _interpolation(theta: Tensor, s: Tensor, ray: Tensor, weight: Tensor, radon: Radon, rays: int) -> SparseMatrix:
     """Parallel projections on the grid of ``radon`` to sums over rays at (theta, s), (K,), as a sparse matrix."""
-    count = len(radon._transfer)
+    count = radon.views
     k, angle_weights = _taps(theta * count / math.pi, TAPS_ANGLE, _sinc_kernel)
     j, position_weights = _taps(s / STEP + (radon.count - 1) / 2, TAPS, _bell)
     k, j = k[:, :, None], j[:, None, :]

@@ -47,6 +47,9 @@ class Operator(LinearPhysics):
         """Drop the tables, after a parameter has changed."""
         self.__dict__["_made"] = {}
 
+    def __getstate__(self):
+        return self.__dict__ | {"_made": {}}  # copies make their own tables
+
     def _apply(self, fn, recurse=True):
         """As in ``torch.nn.Module``, whose ``to(torch.float64)`` would make complex buffers real."""
         self._forget()

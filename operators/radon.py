@@ -39,7 +39,7 @@ class Radon:
         eps: float,
     ):
         height, width = shape
-        self.count = count
+        self.views, self.count = len(angles), count
         # wide steps: more samples than positions, so that what is above the positions' Nyquist frequency is there
         self.finer = math.ceil(spacing)
         step = spacing / self.finer

@@ -31,6 +31,9 @@ class SparseMatrix:
         numbers = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
         return SparseMatrix(self._scipy.astype(numbers, copy=False), device)
 
+    def __reduce__(self):
+        return SparseMatrix, (self._scipy, self._matrix.device)  # PyTorch cannot copy its own layout
+
     @property
     def bytes(self) -> int:
         """Memory of the entries."""

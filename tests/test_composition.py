@@ -1,4 +1,4 @@
-"""Operators stacked, composed and scaled, by themselves and with deepinv's."""
+"""Operators stacked, composed, scaled, copied and cast, by themselves and with deepinv's."""
 
 from __future__ import annotations
 
@@ -65,3 +65,42 @@ def test_what_does_not_compose():
         operators.stack(operators.ParallelBeamCT((8, 8), [0.0, math.pi / 2]), 3)
     with pytest.raises(TypeError):
         operators.ParallelBeamCT((8, 8), [0.0]) * "2"
+
+
+ELEMENTS = torch.stack([torch.linspace(-2e-3, 2e-3, 7), torch.zeros(7)], -1)
+ALL = {
+    "cartesian": lambda: operators.MRI(torch.ones(12, 14), coils.birdcage((12, 14), 3)),
+    "radial": lambda: operators.NonCartesianMRI(trajectories.radial(4, 12), (12, 14), coils.birdcage((12, 14), 3)),
+    "parallel": lambda: operators.ParallelBeamCT((12, 14), [0.0, 1.0]),
+    "fan": lambda: operators.FanBeamCT((12, 14), [0.0, 1.0], 50, 20),
+    "plane waves": lambda: operators.PlaneWaveUltrasound((12, 14), [0.0, 0.1], ELEMENTS, 60, 20e6),
+    "psf": lambda: operators.PSFUltrasound(torch.rand(3, 3, 5), (12, 14)),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_copied_and_cast(name):
+    op = ALL[name]()
+    x = torch.randn(2, *op.image_shape)
+    y = op.A(x)
+    assert y.shape[1:] == op.measurement_shape
+    assert torch.equal(op.clone().A(x), y)
+    other = ALL[name]()
+    other.load_state_dict(op.state_dict())
+    assert torch.allclose(other.A(x), y)
+    op = op.to(torch.float64)
+    found = op.A(x.double())
+    assert found.dtype == torch.float64
+    assert torch.allclose(found.float(), y, atol=1e-4 * y.abs().max().item())
+
+
+def test_gradients_of_gradients():
+    for make in ALL.values():
+        op = make()
+        x = torch.randn(1, *op.image_shape, requires_grad=True)
+        (slope,) = torch.autograd.grad(op.A(x).square().sum() / 2, x, create_graph=True)
+        assert torch.allclose(slope, op.A_adjoint_A(x), atol=1e-4 * slope.abs().max().item())
+        v = torch.randn_like(x)
+        (curvature,) = torch.autograd.grad((slope * v).sum(), x)
+        expected = op.A_adjoint_A(v)
+        assert torch.allclose(curvature, expected, atol=1e-4 * expected.abs().max().item())
