@@ -9,7 +9,11 @@ level are estimated from each slice's measurements. Dice over all the slices of 
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+# some files here are named like the packages that they measure
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import torch

@@ -7,7 +7,6 @@ DATA holds the folders named in ``SETS``; all images are ones that training neve
 chosen with the truth; non-local means is scikit-image's; BM3D is ``pip install bm3d`` (its licence is non-commercial)
 and is left out where it is missing. Time is process CPU time for 256 x 256 pixels, one thread, minimum of several.
 """
-# ruff: noqa: E402
 
 import argparse
 import importlib.util
@@ -16,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-# this file is named like the package that it measures
+# some files here are named like the packages that they measure
 sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import deepinv

@@ -9,7 +9,6 @@ error of each view is taken against the phantom's exact bin-averaged projections
 mean and the worst over all views. Every program may choose its own conventions (rotation about the middle or about a
 pixel, sense and start of rotation): the ones that fit best are found first. A program that is not installed is skipped.
 """
-# ruff: noqa: E402
 
 import argparse
 import importlib.util
@@ -27,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-# this file is named like the package that it measures
+# some files here are named like the packages that they measure
 sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
