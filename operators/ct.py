@@ -13,7 +13,26 @@ from operators.operator import Operator, check_real
 from operators.radon import Radon
 
 
-class ParallelBeamCT(Operator):
+class Tomograph(Operator):
+    """What CT operators share: views at ``angles``, each of ``detectors`` bins, and ``fbp``."""
+
+    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:
+        """Filtered back-projection, which deepinv's own CT takes for the pseudo-inverse, too."""
+        return self.fbp(y)
+
+    def update_parameters(self, angles: Tensor | None = None, **kwargs) -> None:
+        """Replace the angles."""
+        if angles is not None:
+            self._set(check_angles(angles).to(self.angles.device))
+        super().update_parameters(**kwargs)
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        """(1, V, D)."""
+        return (1, len(self.angles), self.detectors)
+
+
+class ParallelBeamCT(Tomograph):
     r"""Parallel-beam CT: line integrals of the image, averaged over detector bins.
 
     View v holds :math:`y_v(s) = \int x(s\cos\theta_v - t\sin\theta_v,\; s\sin\theta_v + t\cos\theta_v)\,dt`. The
@@ -85,21 +104,6 @@ class ParallelBeamCT(Operator):
         check_real(y, "y", self.measurement_shape)
         weights = view_weights(self.angles, math.pi).to(y)[:, None]
         return self.A_adjoint(ramp_filter(y, self.spacing, filter) * weights) * self.spacing
-
-    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:
-        """Filtered back-projection, which deepinv's own CT takes for the pseudo-inverse, too."""
-        return self.fbp(y)
-
-    def update_parameters(self, angles: Tensor | None = None, **kwargs) -> None:
-        """Replace the angles."""
-        if angles is not None:
-            self._set(check_angles(angles).to(self.angles.device))
-        super().update_parameters(**kwargs)
-
-    @property
-    def measurement_shape(self) -> tuple[int, ...]:
-        """(1, V, D)."""
-        return (1, len(self.angles), self.detectors)
 
     def _set(self, angles: Tensor) -> None:
         def bins(frequency):

@@ -10,9 +10,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from operators.ct import check_angles, check_shape
+from operators.ct import Tomograph, check_angles, check_shape
 from operators.fbp import ramp_filter, view_weights
-from operators.operator import Operator, check_real
+from operators.operator import check_real
 from operators.radon import Radon
 from operators.sparse import SparseMatrix
 
@@ -22,7 +22,7 @@ TAPS_ANGLE = 6  # and in angle
 OVERSAMPLING = 1.1  # of the angles
 
 
-class FanBeamCT(Operator):
+class FanBeamCT(Tomograph):
     r"""Fan-beam CT with a flat or curved detector: line integrals of the image, averaged over detector bins.
 
     At angle :math:`\beta` the source is at :math:`R(\sin\beta, -\cos\beta)`, R being ``source_distance``; a ray that
@@ -156,21 +156,6 @@ class FanBeamCT(Operator):
             bins = padded[:, view]
             image += torch.lerp(bins[:, before], bins[:, before + 1], position - before) * power.flatten()
         return image.reshape(len(y), 1, height, width)
-
-    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:
-        """Filtered back-projection, which deepinv's own CT takes for the pseudo-inverse, too."""
-        return self.fbp(y)
-
-    def update_parameters(self, angles: Tensor | None = None, **kwargs) -> None:
-        """Replace the angles."""
-        if angles is not None:
-            self._set(check_angles(angles).to(self.angles.device))
-        super().update_parameters(**kwargs)
-
-    @property
-    def measurement_shape(self) -> tuple[int, ...]:
-        """(1, V, D)."""
-        return (1, len(self.angles), self.detectors)
 
     @property
     def _focal_length(self) -> float:
