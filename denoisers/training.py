@@ -17,6 +17,7 @@ from tqdm import tqdm
 from denoisers import weights as files
 from denoisers.data import Patches, Source, parse_source
 from denoisers.library import save
+from denoisers.muon import Muon
 from denoisers.unet import ResidualUNet
 
 VALIDATION_LEVELS = (1, 5, 15, 25, 50, 100)  # in units of 1/255
@@ -30,7 +31,7 @@ def train(
     steps: int = 40_000,
     batch: int = 16,
     patch: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     warmup: int = 300,
     squared_share: float = 0.3,
     average: float = 0.999,
@@ -44,8 +45,9 @@ def train(
 
     The loss is the absolute error, divided by its running mean for the patch's source and noise level, so that low
     noise and smooth images count as much as the rest (without this, a network harms images with little noise); the
-    last ``squared_share`` of the steps uses the squared error, whose minimiser is the posterior mean. Adam with
-    warm-up and cosine decay; gradients clipped at norm 1; the written weights are an exponential moving average.
+    last ``squared_share`` of the steps uses the squared error, whose minimiser is the posterior mean.
+    :class:`Muon` with warm-up and cosine decay; gradients clipped at norm 1; the written weights are an exponential
+    moving average.
 
     A run that was interrupted goes on from ``out/checkpoint.pt`` when it is called again with the same arguments, and
     ends with the same weights as an uninterrupted one.
@@ -71,10 +73,10 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    network = (ResidualUNet() if network is None else network).to(memory_format=torch.channels_last)
+    network = (ResidualUNet() if network is None else network).to(memory_format=torch.channels_last).requires_grad_()
     device = next(network.parameters()).device
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    optimiser = Muon(network.parameters(), lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps))
     patches = Patches(sources, patch, batch, seed)
     balance = Balance(len(sources))
@@ -123,7 +125,7 @@ def train(
         if time.monotonic() - last_save > 60 * save_minutes or run["step"] == steps:
             save_checkpoint()
             last_save = time.monotonic()
-            save(averaged.module, out / "weights.safetensors", _card(sources, run, seed, card))
+            save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
     return averaged.module.eval()
 
 
@@ -187,10 +189,11 @@ def _log(path: Path, run: dict, table: dict) -> None:
     run["validation_psnr"] = {name: {str(k): round(v, 2) for k, v in levels.items()} for name, levels in table.items()}
 
 
-def _card(sources: dict[str, Source], run: dict, seed: int, extra: dict | None) -> dict:
+def _card(network: nn.Module, sources: dict[str, Source], run: dict, seed: int, extra: dict | None) -> dict:
+    before = getattr(network, "card", {})  # of bundled weights that the training went on from
     return {
-        "steps": run["step"],
-        "cpu_hours": round(run["cpu_seconds"] / 3600, 2),
+        "steps": before.get("steps", 0) + run["step"],
+        "cpu_hours": round(before.get("cpu_hours", 0) + run["cpu_seconds"] / 3600, 2),
         "seed": seed,
         "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
         "validation_psnr": run.get("validation_psnr", {}),
@@ -209,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
     python examples/train_medical_denoiser.py DATA runs/medical
     python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256
+    python examples/train_medical_denoiser.py DATA runs/medical --from medical   # goes on from the bundled weights
 
 DATA holds the folders named below. An interrupted run goes on where it was when it is started again.
 """
@@ -17,13 +18,13 @@ from denoisers.data import parse_source
 SUBJECTS = ("01", "03", "05", "06", "07", "08", "16", "18", "09")  # the last one validates; 04 is held out, too
 SOURCES = {  # files: share in the mix, what they are
     "natural": ("natural/bsd400.npz", ":.40"),
-    "ibsr": (",".join(f"ibsr18/IBSR_{subject}.nii.gz" for subject in SUBJECTS), ":.14:complex"),
-    "cardiac": ("mri_cardiac/cardiac100.npz", ":.10:complex"),
+    "ibsr": (",".join(f"ibsr18/IBSR_{subject}.nii.gz" for subject in SUBJECTS), ":.12:complex"),
+    "cardiac": ("mri_cardiac/cardiac100.npz", ":.07:complex"),
     "ct-abdomen": (",".join(f"ct_hu/dcmqi_abdomen_0{k}.dcm" for k in (1, 2, 3)), ":.05:hu"),
     "ct-body": ("ct_hu/totalseg_example_ct.nii.gz", ":.03:hu"),
     "ct-head": ("ct_hu/cranium_hu_int16.npz", ":.04:hu"),
     "vertebra": ("ct_vertebra/train.npz", ":.09"),
-    "ultrasound": ("busi256/train.npz", ":.15"),
+    "ultrasound": ("busi256/train.npz", ":.20"),
 }
 CARD = {
     "recipe": "examples/train_medical_denoiser.py",
@@ -44,16 +45,27 @@ def main():
     parser.add_argument("out", type=Path, help="folder for weights, card, log and checkpoint")
     parser.add_argument("--steps", type=int, default=34_000)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each level")
+    parser.add_argument("--from", dest="start", help="bundled name or weights file to go on from")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     network = denoisers.ResidualUNet(tuple(options.widths))
+    if options.start:
+        network = denoisers.load(options.start)
     texts = (
         f"{name}=" + ",".join(str(options.data / file) for file in files.split(",")) + settings
         for name, (files, settings) in SOURCES.items()
     )
     denoisers.train(
-        dict(parse_source(text) for text in texts), options.out, network=network, steps=options.steps, card=CARD
+        dict(parse_source(text) for text in texts),
+        options.out,
+        network=network,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        card=CARD,
     )
 
 

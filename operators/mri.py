@@ -9,6 +9,8 @@ from torch import Tensor
 
 from operators.operator import Operator, check_real
 
+CACHE = 2**20  # bytes of coil images that are worked on at a time, on each thread
+
 
 class MRI(Operator):
     r"""Cartesian MRI, :math:`y_n = M F S_n x`: mask :math:`M`, centred unitary FFT :math:`F`, coil maps :math:`S_n`.
@@ -61,14 +63,16 @@ class MRI(Operator):
         self.update_parameters(**kwargs)
         check_real(x, "x", self.image_shape)
         t = self._tables(x)
-        coils = t.maps * to_complex(x)[:, None]
-        if t.axes:
+
+        def convolve(coils: Tensor) -> Tensor:
+            if not t.axes:
+                torch.view_as_real(coils).mul_(t.density)  # a real product of contiguous values is the fastest
+                return coils
             coils = torch.fft.fftn(coils, dim=t.axes)
-            torch.view_as_real(coils).mul_(t.density)  # a real product of contiguous values is the fastest
-            coils = torch.fft.ifftn(coils, dim=t.axes, norm="forward")
-        else:
             torch.view_as_real(coils).mul_(t.density)
-        return from_complex(coils.mul_(t.conjugate).sum(1))
+            return torch.fft.ifftn(coils, dim=t.axes, norm="forward")
+
+        return from_complex(sum_over_coils(convolve, to_complex(x), t.maps, t.conjugate))
 
     def normal_inverse(self) -> callable | None:
         r"""The map :math:`(b, \rho) \mapsto (A^H A + \rho I)^{-1} b` in closed form, or None where there is none."""
@@ -140,6 +144,24 @@ def to_complex(x: Tensor) -> Tensor:
 def from_complex(x: Tensor) -> Tensor:
     """(B, ...) complex to (B, 2, ...) real."""
     return torch.view_as_real(x).movedim(-1, 1).contiguous()
+
+
+def sum_over_coils(convolve, image: Tensor, maps: Tensor, conjugate: Tensor, padding: int = 1) -> Tensor:
+    """The sum of conj(S_n) convolve(S_n x) over the coils n.
+
+    On a CPU a few coils at a time, as many as each thread's cache holds: that spares memory and the time to get it.
+
+    :param convolve: function of coil images (B, n, ...), which it may overwrite.
+    :param image: complex images x (B, ...).
+    :param maps: coil sensitivities S (B, N, ...).
+    :param conjugate: their complex conjugates.
+    :param padding: size of what ``convolve`` works on, in images.
+    """
+    bytes_each = image.numel() * image.element_size() * padding
+    on_cpu = image.device.type == "cpu"
+    group = torch.get_num_threads() * max(CACHE // bytes_each, 1) if on_cpu else maps.shape[1]
+    parts = zip(maps.split(group, 1), conjugate.split(group, 1))
+    return sum(convolve(s * image[:, None]).mul_(c).sum(1) for s, c in parts)
 
 
 def _centring(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,18 +14,20 @@ from operators.operator import linear
 
 
 class SparseMatrix:
-    """A real sparse matrix, stored once, by rows.
+    """A real sparse matrix, stored by rows, and by columns too where that is asked for and on other devices than CPUs.
 
-    On the CPU a product with it gathers, by PyTorch, and one with its transpose scatters, by SciPy; both are one pass
-    through its memory. Other devices hold the transpose as well.
+    Products gather, by PyTorch; stored once, one with the transpose scatters, by SciPy, which is as fast for one
+    vector, and slower for several.
 
     :param matrix: SciPy matrix or array in CSR format.
+    :param twice: True to store it both ways.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, device="cpu"):
+    def __init__(self, matrix: sparse.csr_matrix, device="cpu", *, twice: bool = False):
         self._scipy = matrix
         self._matrix = _csr(matrix).to(device)
-        self._transpose = None if self._matrix.device.type == "cpu" else _csr(matrix.T.tocsr()).to(device)
+        twice = twice or self._matrix.device.type != "cpu"
+        self._transpose = _csr(matrix.T.tocsr()).to(device) if twice else None
 
     def to(self, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
         """The same matrix in another precision or on another device."""
@@ -56,6 +59,29 @@ class SparseMatrix:
         vectors = y.reshape(-1, y.shape[-1]).numpy()
         out = np.stack([self._scipy.T @ vector for vector in vectors])
         return torch.from_numpy(out).reshape(*y.shape[:-1], -1)
+
+
+class MirroredMatrix:
+    """A matrix whose second half is the first one mirrored in columns and rows: that one serves both, in one pass.
+
+    :param half: the first half of the rows.
+    :param mirror_columns: the map of vectors (..., C) that mirrors them, its own inverse.
+    :param mirror_rows: the map of vectors (..., R / 2) to the order of the second half of the rows, its own inverse.
+    """
+
+    def __init__(self, half: SparseMatrix, mirror_columns: Callable, mirror_rows: Callable):
+        self.half, self.mirror_columns, self.mirror_rows = half, mirror_columns, mirror_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Matrix times vectors, (..., C) to (..., R)."""
+        first, second = self.half.forward(torch.stack([x, self.mirror_columns(x)], -2)).unbind(-2)
+        return torch.cat([first, self.mirror_rows(second)], -1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Transpose times vectors, (..., R) to (..., C)."""
+        first, second = y.chunk(2, -1)
+        x, mirrored = self.half.adjoint(torch.stack([first, self.mirror_rows(second)], -2)).unbind(-2)
+        return x + self.mirror_columns(mirrored)
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:

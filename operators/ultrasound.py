@@ -13,7 +13,7 @@ from torch import Tensor
 
 from operators.ct import check_angles, check_shape
 from operators.operator import Operator, check_real, linear
-from operators.sparse import SparseMatrix
+from operators.sparse import MirroredMatrix, SparseMatrix
 
 WINDOWS = ("rect", "hann")
 
@@ -170,30 +170,66 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         if dtype != torch.float32 or not self.uses_matrix:
             return {"matrix": None}
-        return {"matrix": SparseMatrix(self._matrix(), device)}
+        if not self._is_symmetric():
+            return {"matrix": SparseMatrix(self._matrix(), device)}
+        half = SparseMatrix(self._matrix(parts=2), device, twice=True)
+        return {"matrix": MirroredMatrix(half, self._mirror, self._reverse)}
 
-    def _matrix(self) -> sparse.csr_matrix:
-        """The operator without the pulse, rows (K, E, N) by columns (Z, X), made for one element after the other."""
-        pixels, elements = self.pixel_grid.shape[0], len(self.element_positions)
-        most = 2 * len(self.angles) * (self.receive_apodization != 0).sum().item()
+    def _mirror(self, pixels: Tensor) -> Tensor:
+        """Images (..., Z X) with left and right exchanged."""
+        return pixels.unflatten(-1, self.image_shape[1:]).flip(-1).flatten(-2)
+
+    def _reverse(self, echoes: Tensor) -> Tensor:
+        """Echoes (..., elements and waves and N) with the last element or wave first."""
+        return echoes.unflatten(-1, (-1, self.n_samples)).flip(-2).flatten(-2)
+
+    def _is_symmetric(self) -> bool:
+        """Whether the last element and the last wave see the mirror image of what the first ones see, and so on."""
+        delays, weights = (torch.stack(part) for part in zip(*self._waves()))
+        delays = delays + self.t0[:, None]
+
+        def same(table, within=0.0):
+            return torch.allclose(table, self._mirror(table).flip(0), rtol=0, atol=within)
+
+        rounding = 1e-3 / self.sampling_frequency
+        return (
+            len(self.element_positions) % 2 == 0
+            and same(delays, rounding)
+            and same(self.receive_delays, rounding)
+            and same(weights)
+            and same(self.receive_apodization)
+        )
+
+    def _matrix(self, parts: int = 1) -> sparse.csr_matrix:
+        """The operator without the pulse, rows (K, E, N) by columns (Z, X), made for one element after the other.
+
+        With ``parts``, the first of so many equal parts of the rows.
+        """
+        pixels, elements = len(self.pixel_grid), len(self.element_positions)
+        echoes = [(k, e) for k in range(len(self.angles)) for e in range(elements)]
+        echoes = echoes[: len(echoes) // parts]
+        waves = self._waves()
+        seen = (self.receive_apodization != 0).sum(1).tolist()
+        most = 2 * sum(seen[e] for _, e in echoes)
         columns, values = np.empty(most, np.int32), np.empty(most, np.float32)
         pointers = [np.zeros(1, np.int64)]
-        for k in range(len(self.angles)):
-            transmit = self._transmit(k, torch.float32)
-            for e in range(elements):
-                sample, after, weight = (part.cpu().numpy() for part in self._delays(k, e, *transmit))
-                pixel = np.flatnonzero(weight)
-                sample, before, after = sample[pixel], (weight * (1 - after))[pixel], (weight * after)[pixel]
-                rows, pairs = np.concatenate([sample, sample + 1]), np.concatenate([before, after])
-                inside = (rows >= 0) & (rows < self.n_samples) & (pairs != 0)
-                entries = pairs[inside], (rows[inside], np.concatenate([pixel, pixel])[inside])
-                part = sparse.csr_matrix(entries, shape=(self.n_samples, pixels))
-                start = pointers[-1][-1]
-                columns[start : start + part.nnz], values[start : start + part.nnz] = part.indices, part.data
-                pointers.append(start + part.indptr[1:].astype(np.int64))
+        for k, e in echoes:
+            sample, after, weight = (part.cpu().numpy() for part in self._delays(k, e, *waves[k]))
+            pixel = np.flatnonzero(weight)
+            sample, before, after = sample[pixel], (weight * (1 - after))[pixel], (weight * after)[pixel]
+            rows, pairs = np.concatenate([sample, sample + 1]), np.concatenate([before, after])
+            inside = (rows >= 0) & (rows < self.n_samples) & (pairs != 0)
+            entries = pairs[inside], (rows[inside], np.concatenate([pixel, pixel])[inside])
+            part = sparse.csr_matrix(entries, shape=(self.n_samples, pixels))
+            start = pointers[-1][-1]
+            columns[start : start + part.nnz], values[start : start + part.nnz] = part.indices, part.data
+            pointers.append(start + part.indptr[1:].astype(np.int64))
         pointers = np.concatenate(pointers)
         entries = values[: pointers[-1]], columns[: pointers[-1]], pointers.astype(np.int32)
         return sparse.csr_matrix(entries, shape=(len(pointers) - 1, pixels), copy=False)
+
+    def _waves(self) -> list[tuple[Tensor, Tensor]]:
+        return [self._transmit(k, torch.float32) for k in range(len(self.angles))]
 
     def _transmit(self, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Delays in seconds and weights of the k-th plane wave on its way to the pixels, (Z X,)."""

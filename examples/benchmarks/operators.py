@@ -3,20 +3,22 @@
     pip install astra-toolbox scikit-image sigpy torchkbnufft
     python examples/benchmarks/operators.py [--rounds 7] [--only TEXT] [--out table.md]
 
-One thread, process CPU time, the minimum over rounds in which all programs take turns. Peak memory is that of a process
-of its own, above what it had after its imports. Adjointness is |<A x, y> - <x, A'y>| / (|A x| |y|). Of projections, the
-error of each view is taken against the phantom's exact bin-averaged projections, relative to the view's norm: the
-mean and the worst over all views. Every program may choose its own conventions (rotation about the middle or about a
-pixel, sense and start of rotation): the ones that fit best are found first. A program that is not installed is skipped.
+Every program runs in a process of its own, on one thread, and all take turns: process CPU time, minimum and median of
+the rounds. Peak memory is above what the process had after its imports. Adjointness is |<A x, y> - <x, A'y>| /
+(|A x| |y|). Of projections, the error of each view is taken against the phantom's exact bin-averaged projections,
+relative to the view's norm: the mean and the worst over all views. Every program may choose its own conventions
+(rotation about the middle or about a pixel, sense and start of rotation): the ones that fit best are found first. A
+program that is not installed is skipped.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
-import json
 import math
+import multiprocessing
 import os
-import subprocess
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -308,12 +310,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="cases whose name contains this text")
     parser.add_argument("--out", help="markdown file for the table")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.memory_of:
-        print(json.dumps(memory(*options.memory_of)))
-        return
     lines = []
     for case, programs in CASES.items():
         if options.only.lower() in case.lower():
@@ -324,51 +321,90 @@ def main():
 
 
 def run(case, programs, rounds):
-    ready, rows = {}, {}
-    for name, (make, *arguments) in programs.items():
-        module = MODULES.get(name.split(",")[0].split()[0])
-        if module and importlib.util.find_spec(module) is None:
-            print(f"{case}: {name} is not installed, skipped")
-            continue
-        began = time.process_time()
-        forward, adjoint, image, where = make(*arguments)
-        x = random(image)
-        y = forward(x)
-        rows[name] = {"set-up s": time.process_time() - began}
-        ready[name] = forward, adjoint, x, y, where
-    times = {name: {"A": [], "A'": []} for name in ready}
-    for _ in range(rounds):
-        for name, (forward, adjoint, x, y, _) in ready.items():
-            for label, product, value in (("A", forward, x), ("A'", adjoint, y)):
-                if product is not None:
-                    began = time.process_time()
-                    product(value)
-                    times[name][label].append(time.process_time() - began)
-    with_adjoint = any(adjoint is not None for _, adjoint, *_ in ready.values())
-    labels = {"A": "A ms", "A'": "A' ms"} if with_adjoint else {"A": "A'A ms"}
-    best = {label: min(times["this package"][label]) for label in labels}
-    for name, (forward, adjoint, x, y, where) in ready.items():
-        for label, title in labels.items():
-            fastest = min(times[name][label])
-            ratio = f" ({fastest / best[label]:.1f}x)" if name != "this package" else ""
-            rows[name][title] = f"{1e3 * fastest:.1f}{ratio}"
-        if adjoint is not None:
-            rows[name]["adjointness"] = f"{adjointness(forward, adjoint, x, y):.0e}"
-        rows[name]["set-up s"] = f"{rows[name]['set-up s']:.2f}"
-        rows[name]["peak MB"] = f"{peak(case, name):.0f}"
-        if where is not None:
-            size = np.shape(x)[-1]
-            for phantom, (mean, worst) in accuracy(forward, x, where, size).items():
-                rows[name][f"{phantom} %"] = f"{100 * mean:.2f} / {100 * worst:.2f}"
+    found = {}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in programs:
+            module = MODULES.get(name.split(",")[0].split()[0])
+            if module and importlib.util.find_spec(module) is None:
+                print(f"{case}: {name} is not installed, skipped")
+            else:
+                workers[name] = stack.enter_context(worker(case, name))
+        times = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, connection in workers.items():
+                connection.send("round")
+                times[name].append(connection.recv())
+        for name, connection in workers.items():
+            connection.send("report")
+            found[name] = connection.recv()
+    rows = {name: dict(row) for name, (row, _) in found.items()}
+    for label in times["this package"][0]:
+        title = f"{label} ms" if len(times["this package"][0]) > 1 else "A'A ms"
+        for statistic in (min, statistics.median):
+            typical = {name: statistic(each[label] for each in rounds) for name, rounds in times.items()}
+            for name, value in typical.items():
+                ratio = "" if name == "this package" else f" ({value / typical['this package']:.1f}x)"
+                mark = title if statistic is min else f"{title}, median"
+                rows[name][mark] = f"{1e3 * value:.1f}{ratio}"
     if "Radial" in case:
-        errors_against_the_transform(ready, rows)
-    if "ultrasound" in case and "deepinv" in ready:
-        forward, adjoint, x, y, _ = ready["deepinv"]
-        for name, (f, a, *_) in ready.items():
+        truth = transform_of_random()
+        for name, (_, (product, *_)) in found.items():
+            product = torch.from_numpy(product)
+            scale = (product.conj() * truth).sum().real / product.abs().square().sum()  # each has its own
+            rows[name]["error"] = f"{relative(scale * product, truth):.0e}"
+    if "ultrasound" in case and "deepinv" in found:
+        for name, (_, products) in found.items():
             if name != "deepinv":
-                errors = relative(f(x), y), relative(a(y), adjoint(y))
-                rows[name]["difference to deepinv"] = "{:.0e} / {:.0e}".format(*errors)
+                errors = (f"{relative(a, b):.0e}" for a, b in zip(products, found["deepinv"][1]))
+                rows[name]["difference to deepinv"] = " / ".join(errors)
     return table(rows)
+
+
+@contextlib.contextmanager
+def worker(case, name):
+    """The near end of a connection to a process that runs one program, once it is ready."""
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=serve, args=(case, name, far), daemon=True)
+    process.start()
+    near.recv()
+    yield near
+    process.kill()
+
+
+def serve(case, name, connection):
+    """Set a program up and time it whenever asked, in a process whose memory no other program has used."""
+    torch.set_num_threads(1)
+    make, *arguments = CASES[case][name]
+    module = {"this package": "finufft", "deepinv": "deepinv"} | MODULES
+    importlib.import_module(module.get(name.split(",")[0].split()[0], "operators"))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # what was the peak during the imports is forgotten
+    began = time.process_time()
+    forward, adjoint, image, where = make(*arguments)
+    x = random(image)
+    y = forward(x)
+    row = {"set-up s": f"{time.process_time() - began:.2f}"}
+    products = (y,) if adjoint is None else (y, adjoint(y))
+    row["peak MB"] = f"{resident('VmHWM') - before:.0f}"
+    connection.send("ready")
+    while connection.recv() == "round":
+        times = {}
+        for label, product, value in (("A", forward, x), ("A'", adjoint, y)):
+            if product is not None:
+                began = time.process_time()
+                product(value)
+                times[label] = time.process_time() - began
+        connection.send(times)
+    if adjoint is not None:
+        row["adjointness"] = f"{adjointness(forward, adjoint, x, y):.0e}"
+    if where is not None:
+        for phantom, (mean, worst) in accuracy(forward, x, where, np.shape(x)[-1]).items():
+            row[f"{phantom} %"] = f"{100 * mean:.2f} / {100 * worst:.2f}"
+    if "Radial" in case:
+        products = (product_of_random(forward, image),)
+    connection.send((row, [np.asarray(product) for product in products]))
 
 
 def random(image):
@@ -422,50 +458,35 @@ def accuracy(forward, x, where, size):
     return errors
 
 
-def errors_against_the_transform(ready, rows, size=256):
-    """Of the normal product of one random image, against the discrete Fourier transform written out."""
-    x = random((1, 2, size, size))
-    image, maps = to_complex(x)[0].to(torch.complex128), head_maps(size).to(torch.complex128)
+def random_image(size=256):
+    return to_complex(random((1, 2, size, size)))[0].to(torch.complex128)
+
+
+def transform_of_random(size=256):
+    """The radial normal product of one random image by the discrete Fourier transform written out."""
+    image, maps = random_image(size), head_maps(size).to(torch.complex128)
     place = torch.arange(size, dtype=torch.float64) - size // 2
     total = torch.zeros(size, size, dtype=torch.complex128)
     for points in spokes(size).double().split(5000):
         down, across = (torch.exp(-1j * points[:, k, None] * place) for k in (0, 1))
         y = torch.stack([((down @ (m * image)) * across).sum(1) for m in maps]) / size**2
         total += sum(m.conj() * (down.conj().T @ (s[:, None] * across.conj())) for m, s in zip(maps, y))
-    for name, (normal, _, example, *_) in ready.items():
-        if isinstance(example, np.ndarray):
-            found = torch.from_numpy(normal(image.numpy().astype(np.complex64)))
-        elif example.is_complex():
-            found = normal(image.to(torch.complex64)[None, None])[0, 0]
-        else:
-            found = to_complex(normal(from_complex(image[None].to(torch.complex64))))[0]
-        # each program has its own scale
-        scale = (found.conj() * total).sum().real / found.abs().square().sum()
-        rows[name]["error"] = f"{relative(scale * found, total):.0e}"
+    return total
+
+
+def product_of_random(normal, example, size=256):
+    """The same by a program, whatever kind of image it takes."""
+    image = random_image(size)
+    if isinstance(example, np.ndarray):
+        return normal(image.numpy().astype(np.complex64))
+    if isinstance(example, torch.Tensor):
+        return normal(image.to(torch.complex64)[None, None])[0, 0]
+    return to_complex(normal(from_complex(image[None].to(torch.complex64))))[0]
 
 
 def relative(a, b):
-    return float((torch.as_tensor(a) - torch.as_tensor(b)).abs().square().sum().sqrt() / torch.as_tensor(b).norm())
-
-
-def peak(case, name):
-    """Peak memory in MB of a process that sets the operator up and uses it."""
-    command = [sys.executable, __file__, "--memory-of", case, name]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
-
-
-def memory(case, name):
-    make, *arguments = CASES[case][name]
-    module = {"this package": "finufft", "deepinv": "deepinv"} | MODULES
-    importlib.import_module(module.get(name.split(",")[0].split()[0], "operators"))
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # what was the peak during the imports is forgotten
-    forward, adjoint, image, _ = make(*arguments)
-    y = forward(random(image))
-    if adjoint is not None:
-        adjoint(y)
-    return resident("VmHWM") - before
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return float((a - b).norm() / b.norm())
 
 
 def resident(what):
