@@ -1,8 +1,19 @@
 """Denoisers to use as priors: trained networks in the box, their training, and adapters to any image."""
 
 from denoisers.adapt import adapt
+from denoisers.convergent import Equivariant, GradientStep, lipschitz
 from denoisers.library import available, load, save
 from denoisers.training import train
 from denoisers.unet import ResidualUNet
 
-__all__ = ["ResidualUNet", "adapt", "available", "load", "save", "train"]
+__all__ = [
+    "Equivariant",
+    "GradientStep",
+    "ResidualUNet",
+    "adapt",
+    "available",
+    "lipschitz",
+    "load",
+    "save",
+    "train",
+]

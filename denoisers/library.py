@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import deepinv
+from torch import nn
 
 from denoisers import weights as files
+from denoisers.convergent import GradientStep
 from denoisers.unet import ResidualUNet
 
 BUNDLED = Path(__file__).parent / "bundled"
-ARCHITECTURES = {"ResidualUNet": ResidualUNet}
+ARCHITECTURES = {"ResidualUNet": ResidualUNet, "GradientStep": GradientStep}
 
 
 def load(name: str | Path = "medical", *, weights: str | Path | None = None, device=None) -> deepinv.models.Denoiser:
@@ -44,9 +46,9 @@ def available() -> list[dict]:
     return [files.read_card(path) for path in sorted(BUNDLED.glob("*.safetensors"))]
 
 
-def save(network: ResidualUNet, path: str | Path, card: dict | None = None) -> Path:
+def save(network: nn.Module, path: str | Path, card: dict | None = None) -> Path:
     """Write a network of this package where :func:`load` can read it, with a model card beside it."""
-    return files.write(network, path, {"widths": list(network.widths), "blocks": network.blocks}, card)
+    return files.write(network, path, network.settings, card)
 
 
 DEEPINV = {

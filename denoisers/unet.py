@@ -34,6 +34,7 @@ class ResidualUNet(Denoiser):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 2, half: bool | None = None):
         super().__init__()
         self.widths, self.blocks, self.half = tuple(widths), blocks, half
+        self.settings = {"widths": list(widths), "blocks": blocks}
         self.head = _conv(4 * 3, widths[0])
         self.down = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))

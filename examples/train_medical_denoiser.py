@@ -1,8 +1,9 @@
-"""Train the bundled denoisers ``medical`` and ``medical-medium`` on natural, MRI, CT and ultrasound images.
+"""Train the bundled denoisers on natural, MRI, CT and ultrasound images.
 
     python examples/train_medical_denoiser.py DATA runs/medical
     python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256
     python examples/train_medical_denoiser.py DATA runs/medical --from medical   # goes on from the bundled weights
+    python examples/train_medical_denoiser.py DATA runs/gradient-step --from medical --gradient-step
 
 DATA holds the folders named below. An interrupted run goes on where it was when it is started again.
 """
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--steps", type=int, default=34_000)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each level")
     parser.add_argument("--from", dest="start", help="bundled name or weights file to go on from")
+    parser.add_argument("--gradient-step", action="store_true", help="train D = I - grad g")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -54,6 +56,10 @@ def main():
     network = denoisers.ResidualUNet(tuple(options.widths))
     if options.start:
         network = denoisers.load(options.start)
+    if options.gradient_step:
+        potential = denoisers.GradientStep(tuple(options.widths))
+        potential.network.load_state_dict(network.state_dict())
+        network = potential
     texts = (
         f"{name}=" + ",".join(str(options.data / file) for file in files.split(",")) + settings
         for name, (files, settings) in SOURCES.items()
