@@ -1,4 +1,4 @@
-"""Adapters that put any denoiser on any image: complex, several channels, another range."""
+"""Adapters that put any denoiser on any image: complex, several channels, another range, volumes, large ones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ def adapt(
     offset: float | Tensor = 0.0,
     phase: Tensor | None = None,
     channels: bool | None = None,
+    axes: tuple[int, ...] = (0, 1, 2),
+    batch: int = 16,
+    tile: int | None = None,
+    overlap: float = 0.25,
 ) -> Denoiser:
     """Wrap a denoiser for images that it was not made for.
 
@@ -29,16 +33,40 @@ def adapt(
         image's phase. It is taken off before and put on again after, so that the real part looks like a magnitude and
         the imaginary part is nearly noise; noise stays what it was.
     :param channels: True for a denoiser of one channel that is to see each channel as an image; None to find out.
+    :param axes: of volumes (B, C, D, H, W), the axes 0, 1, 2 for D, H, W along which they are cut into slices; with
+        several, the result is the mean.
+    :param batch: most images or slices that the denoiser is given at a time.
+    :param tile: side in pixels of the tiles that larger images are denoised in; None for whole images.
+    :param overlap: share of a tile that overlaps the next one; results are blended by Gaussian weights (MONAI).
+    :raises ValueError: for axes, a batch, a tile or an overlap out of range.
     """
-    return Adapted(denoiser, scale, offset, phase, channels)
+    return Adapted(denoiser, scale, offset, phase, channels, axes, batch, tile, overlap)
 
 
 class Adapted(Denoiser):
     """See :func:`adapt`."""
 
-    def __init__(self, denoiser, scale=1.0, offset=0.0, phase=None, channels=None):
+    def __init__(
+        self,
+        denoiser,
+        scale=1.0,
+        offset=0.0,
+        phase=None,
+        channels=None,
+        axes=(0, 1, 2),
+        batch=16,
+        tile=None,
+        overlap=0.25,
+    ):
         super().__init__()
+        if not axes or not set(axes) <= {0, 1, 2}:
+            raise ValueError(f"axes: expected some of 0, 1 and 2, got {axes}")
+        if batch < 1 or (tile is not None and tile < 1) or not 0 <= overlap < 1:
+            raise ValueError(
+                f"batch, tile, overlap: expected at least 1, at least 1 and [0, 1), got {batch}, {tile}, {overlap}"
+            )
         self.denoiser, self.scale, self.offset, self.phase, self.channels = denoiser, scale, offset, phase, channels
+        self.axes, self.batch, self.tile, self.overlap = axes, batch, tile, overlap
         self.dtype = next((p.dtype for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
@@ -55,13 +83,45 @@ class Adapted(Denoiser):
         images = x.flatten(0, 1)[:, None] if self.channels else x
         levels = level.repeat_interleave(x.shape[1]) if self.channels else level
         images = images.to(self.dtype or x.dtype)
+        if x.ndim == 4:
+            out = self._batches(images, levels)
+        else:
+            out = sum(self._slices(images, levels, axis) for axis in self.axes) / len(self.axes)
+        return out.reshape(x.shape).to(x.dtype)
+
+    def _slices(self, volumes: Tensor, levels: Tensor, axis: int) -> Tensor:
+        """Volumes (B, C, D, H, W), slice by slice."""
+        slices = volumes.movedim(2 + axis, 1)
+        out = self._batches(slices.flatten(0, 1), levels.repeat_interleave(slices.shape[1]))
+        return out.reshape(slices.shape).movedim(1, 2 + axis)
+
+    def _batches(self, images: Tensor, levels: Tensor) -> Tensor:
+        parts = zip(images.split(self.batch), levels.split(self.batch))
+        return torch.cat([self._tiles(*part) for part in parts])
+
+    def _tiles(self, images: Tensor, levels: Tensor) -> Tensor:
+        if self.tile is None or max(images.shape[-2:]) <= self.tile:
+            return self._checked(images, levels)
+        from monai.inferers import sliding_window_inference
+
+        size = [min(self.tile, n) for n in images.shape[-2:]]
+        whole = [
+            sliding_window_inference(
+                image, size, self.batch, lambda tiles, level=level: self._checked(tiles, level.expand(len(tiles))),
+                overlap=self.overlap, mode="gaussian",
+            )
+            for image, level in zip(images.split(1), levels.split(1))
+        ]  # fmt: skip
+        return torch.cat(whole)
+
+    def _checked(self, images: Tensor, levels: Tensor) -> Tensor:
         out = self.denoiser(images, levels)
         if not isinstance(out, Tensor) or out.shape != images.shape:
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
                 f"denoiser: expected it to return the shape {tuple(images.shape)} it was given, got {found}"
             )
-        return out.reshape(x.shape).to(x.dtype)
+        return out
 
 
 def accepts(denoiser: Callable, channels: int, device=None, dtype=torch.float32) -> bool:

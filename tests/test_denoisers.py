@@ -112,6 +112,34 @@ def test_adapter_maps_the_range(brain, medical):
     assert torch.allclose((out + 1000) / 2000, medical(noisy, 0.1), atol=1e-3)
 
 
+def test_adapter_takes_volumes_slice_by_slice(medical):
+    volume = torch.rand(2, 1, 5, 20, 24)
+    sigma = torch.tensor([0.05, 0.2])
+    cut = denoisers.adapt(medical, axes=(1,), batch=7)(volume, sigma)
+    for k in (0, 19):
+        assert torch.allclose(cut[:, :, :, k], medical(volume[:, :, :, k], sigma), atol=1e-4)
+    each = [denoisers.adapt(medical, axes=(axis,))(volume, sigma) for axis in (0, 1, 2)]
+    assert torch.allclose(denoisers.adapt(medical)(volume, sigma), sum(each) / 3, atol=1e-5)
+    pair = volume.repeat(1, 2, 1, 1, 1)
+    both = denoisers.adapt(medical, axes=(1,))(pair, sigma)
+    assert torch.allclose(both, cut.repeat(1, 2, 1, 1, 1), atol=1e-4)
+
+
+def test_adapter_blends_tiles(brain, medical):
+    noisy = brain + 0.1 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0))
+    whole = medical(noisy, 0.1)
+    for tile in (96, 101):
+        tiled = denoisers.adapt(medical, tile=tile)(noisy, 0.1)
+        assert (tiled - whole).norm() < 0.01 * whole.norm()
+    assert torch.equal(denoisers.adapt(medical, tile=1000)(noisy, 0.1), whole)
+
+
+@pytest.mark.parametrize("wrong", [{"axes": ()}, {"axes": (3,)}, {"batch": 0}, {"tile": 0}, {"overlap": 1.0}])
+def test_adapter_refuses_what_cannot_be(medical, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*: expected"):
+        denoisers.adapt(medical, **wrong)
+
+
 def test_adapter_takes_complex_images(brain, medical):
     phase = torch.polar(torch.ones(1, 96, 80), torch.linspace(-2, 2, 80).expand(1, 96, 80))
     clean = torch.cat([brain * phase.real, brain * phase.imag], 1)
