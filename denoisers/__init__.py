@@ -3,6 +3,7 @@
 from denoisers.adapt import adapt
 from denoisers.convergent import Equivariant, GradientStep, lipschitz
 from denoisers.library import available, load, save
+from denoisers.noise import estimate_noise
 from denoisers.training import train
 from denoisers.unet import ResidualUNet
 
@@ -12,6 +13,7 @@ __all__ = [
     "ResidualUNet",
     "adapt",
     "available",
+    "estimate_noise",
     "lipschitz",
     "load",
     "save",

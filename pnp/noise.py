@@ -8,6 +8,7 @@ import deepinv
 import torch
 from torch import Tensor
 
+from denoisers.noise import high_differences
 from operators import MRI, FanBeamCT, LowDose, ParallelBeamCT
 
 
@@ -45,13 +46,13 @@ def estimate(op, y: Tensor, image: Tensor) -> float | None:
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         return _outer_kspace(y, op.mask)
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
-        return _high_differences(y, axes=(-1,), order=6)
+        return high_differences(y, axes=(-1,), order=6).item()
     if isinstance(op, deepinv.physics.Tomography):
-        return _high_differences(y, axes=(-2,), order=6)
+        return high_differences(y, axes=(-2,), order=6).item()
     if isinstance(y, Tensor) and y.ndim == image.ndim == 4 and y.shape[1] == image.shape[1]:
         shrunk = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
         if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8:
-            return _high_differences(y, axes=(-2, -1), order=4)
+            return high_differences(y, axes=(-2, -1), order=4).item()
     return None
 
 
@@ -75,14 +76,6 @@ def _outer_kspace(y: Tensor, mask: Tensor, share: float = 1 / 24) -> float:
 def _thinned(values: Tensor, most: int = 1_000_000) -> Tensor:
     """A part of the values that torch.quantile can take."""
     return values[:: max(len(values) // most, 1)]
-
-
-def _high_differences(y: Tensor, axes: tuple[int, ...], order: int) -> float:
-    """Median absolute deviation of differences so high that smooth structure drops out, scaled for white noise."""
-    norm = math.sqrt(math.comb(2 * order, order)) ** len(axes)  # of the binomial stencil
-    for axis in axes:
-        y = torch.diff(y, order, axis)
-    return y.abs().median().item() / (0.6745 * norm)
 
 
 def _checked(noise, y: Tensor) -> float | Tensor:

@@ -112,6 +112,18 @@ def test_adapter_maps_the_range(brain, medical):
     assert torch.allclose((out + 1000) / 2000, medical(noisy, 0.1), atol=1e-3)
 
 
+@pytest.mark.parametrize("sigma", [5 / 255, 15 / 255, 50 / 255])
+def test_noise_level_of_an_image_is_found(brain, sigma):
+    noise = torch.randn(2, *brain.shape[1:], generator=torch.Generator().manual_seed(0))
+    levels = torch.tensor([1.0, 2.0]) * sigma
+    found = denoisers.estimate_noise(brain + levels.view(-1, 1, 1, 1) * noise)
+    assert (found > 0.95 * levels).all()
+    assert (found < 1.05 * levels + 1.5 / 255).all()
+    assert denoisers.estimate_noise(1000 * noise[:1]).item() == pytest.approx(1000, rel=0.03)
+    with pytest.raises(ValueError, match="x: expected real images"):
+        denoisers.estimate_noise(noise[0])
+
+
 def test_adapter_takes_volumes_slice_by_slice(medical):
     volume = torch.rand(2, 1, 5, 20, 24)
     sigma = torch.tensor([0.05, 0.2])
