@@ -59,6 +59,7 @@ def main():
     if options.gradient_step:
         potential = denoisers.GradientStep(tuple(options.widths))
         potential.network.load_state_dict(network.state_dict())
+        potential.card = getattr(network, "card", {})
         network = potential
     texts = (
         f"{name}=" + ",".join(str(options.data / file) for file in files.split(",")) + settings
