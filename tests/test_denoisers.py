@@ -81,7 +81,7 @@ def test_cards_tell_where_weights_come_from():
 
 
 def test_loading_errors(tmp_path):
-    with pytest.raises(ValueError, match="name: expected one of .*medical"):
+    with pytest.raises(ValueError, match=r"name: expected one of .*medical"):
         denoisers.load("nonsense")
     with pytest.raises(ValueError, match="deepinv/drunet"):
         denoisers.load("deepinv/nonsense")
