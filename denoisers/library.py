@@ -8,18 +8,21 @@ import deepinv
 from torch import nn
 
 from denoisers import weights as files
+from denoisers.classical import BlockMatching, NonLocalMeans, TotalVariation, Wavelet
 from denoisers.convergent import GradientStep
 from denoisers.unet import ResidualUNet
 
 BUNDLED = Path(__file__).parent / "bundled"
 ARCHITECTURES = {"ResidualUNet": ResidualUNet, "GradientStep": GradientStep}
+CLASSICAL = {"tv": TotalVariation, "wavelet": Wavelet, "nlm": NonLocalMeans, "bm3d": BlockMatching}
 
 
 def load(name: str | Path = "medical", *, weights: str | Path | None = None, device=None) -> deepinv.models.Denoiser:
     """Load a denoiser: a callable ``denoiser(x, sigma)`` on images (B, 1, H, W), sigma in the units of x.
 
-    :param name: a bundled name (see :func:`available`), ``"deepinv/drunet"`` or another of deepinv's networks, or the
-        path of a ``.safetensors`` file that :func:`denoisers.train` wrote.
+    :param name: a bundled name (see :func:`available`), ``"deepinv/drunet"`` or another of deepinv's networks, the
+        path of a ``.safetensors`` file that :func:`denoisers.train` wrote, or one that needs no training: ``"tv"``,
+        ``"wavelet"``, ``"nlm"``, ``"bm3d"`` (see :mod:`denoisers.classical`).
     :param weights: for deepinv's networks, a local file with their weights; default is to download them.
     :param device: device to put the network on, default the CPU.
     :raises ValueError: for an unknown name or damaged weights.
@@ -31,12 +34,14 @@ def load(name: str | Path = "medical", *, weights: str | Path | None = None, dev
         return _load_deepinv(text.removeprefix("deepinv/"), weights, device)
     if weights is not None:
         raise ValueError("weights: only deepinv's networks take a separate weight file; give its path as name instead")
+    if text in CLASSICAL:
+        return CLASSICAL[text]().to(device or "cpu")
     if text.endswith(".safetensors"):
         path = Path(text)
     else:
         path = BUNDLED / f"{text}.safetensors"
         if not path.exists():
-            names = ", ".join(card["name"] for card in available())
+            names = ", ".join([card["name"] for card in available()] + list(CLASSICAL))
             raise ValueError(f"name: expected one of {names}, deepinv/<network> or a .safetensors file, got {text!r}")
     return files.read(path, ARCHITECTURES).to(device or "cpu")
 

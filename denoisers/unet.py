@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -27,20 +28,26 @@ class ResidualUNet(Denoiser):
     Only the first and the last convolution run in full precision; with ``half=True`` the rest runs in bfloat16.
 
     :param widths: channels of each level, finest first. ``(32, 64, 128)`` has 1.04 M parameters.
-    :param blocks: residual blocks of each level, on the way down and on the way up.
+    :param blocks: residual blocks of each level, on the way down and on the way up: one number for all levels, or
+        one for each.
     :param half: run the trunk in bfloat16: True, False, or None for True where the processor does it fast.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 2, half: bool | None = None):
+    def __init__(
+        self, widths: Sequence[int] = (32, 64, 128), blocks: int | Sequence[int] = 2, half: bool | None = None
+    ):
         super().__init__()
-        self.widths, self.blocks, self.half = tuple(widths), blocks, half
+        blocks = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
+        if len(blocks) != len(widths):
+            raise ValueError(f"blocks: expected one number or {len(widths)}, one for each of widths, got {blocks}")
+        self.widths, self.half = tuple(widths), half
         self.settings = {"widths": list(widths), "blocks": blocks}
         self.head = _conv(4 * 3, widths[0])
-        self.down = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.down = nn.ModuleList(map(_blocks, widths[:-1], blocks))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))
-        self.body = _blocks(widths[-1], blocks)
+        self.body = _blocks(widths[-1], blocks[-1])
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2, bias=False) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.up = nn.ModuleList(map(_blocks, widths[:-1], blocks))
         self.tail = _conv(widths[0], 4)
         nn.init.zeros_(self.tail.weight)  # starts as the identity
 
