@@ -100,5 +100,7 @@ def _levels(x: Tensor, sigma: float | Tensor) -> Tensor:
     """One noise level for each image, (B,)."""
     levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)
     if len(levels) not in (1, len(x)):
-        raise ValueError(f"sigma: expected a number or one for each of {len(x)} images, got shape {tuple(levels.shape)}")
+        raise ValueError(
+            f"sigma: expected a number or one for each of {len(x)} images, got shape {tuple(levels.shape)}"
+        )
     return levels.expand(len(x))
