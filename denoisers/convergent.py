@@ -117,3 +117,34 @@ def lipschitz(
             image = image.detach().requires_grad_()
             norms.append(measure(MAPS[of](image, denoiser(image, level)), image).detach())
     return torch.stack(norms).reshape(-1)
+
+
+def expansion(
+    denoiser: Callable, x: Tensor, sigma: Tensor, *, iterations: int = 5, generator: torch.Generator | None = None
+) -> Tensor:
+    """By how much the squared norm of the Jacobian of 2 D - I exceeds 1 at images: a penalty, differentiable.
+
+    Where it vanishes everywhere, D is firmly non-expansive, and plug-and-play converges to the solution of a monotone
+    inclusion (Pesquet, Repetti, Terris & Wiaux, *Learning maximally monotone operators for image recovery*, SIAM J
+    Imaging Sci 2021). deepinv's ``FNEJacobianSpectralNorm`` keeps the graph of all its power iterations; here, only
+    the last product, with the direction that they found, is differentiated.
+
+    :param denoiser: callable ``denoiser(x, sigma)``, twice differentiable.
+    :param x: images (B, C, H, W).
+    :param sigma: noise levels (B,).
+    :param iterations: power iterations.
+    :param generator: source of the first direction.
+    :return: one value for each image, (B,), zero where the norm is below 1.
+    """
+    x = x.detach().requires_grad_()
+    out = 2 * denoiser(x, sigma) - x
+    weights = torch.zeros_like(out, requires_grad=True)
+    transposed = torch.autograd.grad(out, x, weights, create_graph=True)[0]  # linear in the weights: its transpose is J
+    u = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    for _ in range(iterations):
+        u = u / torch.linalg.vector_norm(u, dim=(1, 2, 3), keepdim=True)
+        forward = torch.autograd.grad(transposed, weights, u, retain_graph=True)[0]
+        u = torch.autograd.grad(out, x, forward, retain_graph=True)[0]
+    u = u / torch.linalg.vector_norm(u, dim=(1, 2, 3), keepdim=True)
+    forward = torch.autograd.grad(transposed, weights, u, create_graph=True)[0]
+    return (forward.square().sum((1, 2, 3)) - 1).relu()

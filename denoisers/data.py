@@ -1,4 +1,4 @@
-"""Clean images to train denoisers on: read from the formats of the field, cut into augmented patches."""
+"""Images to train denoisers on: read from the formats of the field, cut into augmented patches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from denoisers.noise import estimate_noise
 
 HOUNSFIELD_WINDOWS = {"full": (-1000, 1000), "soft tissue": (-160, 240), "lung": (-1200, 400), "bone": (-500, 1300)}
 
@@ -78,6 +81,9 @@ class Source:
         through random windows otherwise. Other images are scaled by their 99.9th percentile.
     :param complex: True for magnitudes of complex images (MRI): a part of the patches is multiplied by the cosine of a
         random smooth phase, since real and imaginary parts are what a solver denoises there.
+    :param noisy: True for images that are themselves noisy, where clean ones are not to be had: each one's noise is
+        estimated, and training recorrupts the patches (see :func:`denoisers.train`). Such CT is not windowed, since
+        that would clip its noise, and nothing is kept for validation.
     :param validation: share of the images, from the end of the list, that is kept for validation: at least one where
         there are several. A lone volume gives its last slices.
     """
@@ -86,28 +92,40 @@ class Source:
     weight: float = 1.0
     hounsfield: bool = False
     complex: bool = False
+    noisy: bool = False
     validation: float = 0.05
     held_out: list[np.ndarray] = field(init=False)
+    noise: list[float] = field(init=False)
 
     def __post_init__(self):
         if not self.images:
             raise ValueError("images: expected at least one image, got none")
+        if self.complex and self.noisy:
+            raise ValueError("complex, noisy: expected one of the two, since random phases make noise uneven")
         if not self.hounsfield:
             self.images = [image / max(float(np.percentile(image, 99.9)), 1e-12) for image in self.images]
+        if self.noisy:
+            if self.hounsfield:
+                low, high = HOUNSFIELD_WINDOWS["full"]
+                self.images = [(image - low) / (high - low) for image in self.images]
+            self.held_out, self.noise = [], [_noise(image) for image in self.images]
+            return
+        self.noise = [0.0] * len(self.images)
         lone_volume = len(self.images) == 1 and self.images[0].ndim == 3
         images = self.images[0] if lone_volume else self.images
         kept = max(round(self.validation * len(images)), 1) if self.validation and len(images) > 1 else 0
         kept, self.held_out = images[: len(images) - kept], list(images[len(images) - kept :])
         self.images = [kept] if lone_volume else kept
 
-    def patch(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """One random patch (size, size), augmented; flat ones are drawn again, up to a point."""
+    def patch(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """One random patch (size, size), augmented, and its own noise; flat ones are drawn again, up to a point."""
         window = self._window(rng)
         for _ in range(6):
-            patch = window(self._crop(size, rng))
-            if patch.std() > 0.02:
+            patch, noise = self._crop(size, rng)
+            patch = window(patch)
+            if patch.std() > 0.02 + noise:
                 break
-        return self._augment(patch, rng)
+        return self._augment(patch, noise, rng)
 
     def validation_slices(self, count: int = 4) -> list[np.ndarray]:
         """Up to ``count`` held-out slices, evenly spread, in the range of the training patches."""
@@ -116,7 +134,7 @@ class Source:
         return [_scale(image, *HOUNSFIELD_WINDOWS["full"]) if self.hounsfield else image for image in picked]
 
     def _window(self, rng):
-        if not self.hounsfield:
+        if not self.hounsfield or self.noisy:
             return lambda patch: patch
         if rng.random() < 0.5:
             low, high = HOUNSFIELD_WINDOWS["full"]
@@ -126,8 +144,9 @@ class Source:
             high = low + width
         return lambda patch: _scale(patch, low, high)
 
-    def _crop(self, size: int, rng) -> np.ndarray:
-        image = self.images[rng.integers(len(self.images))]
+    def _crop(self, size: int, rng) -> tuple[np.ndarray, float]:
+        index = rng.integers(len(self.images))
+        image = self.images[index]
         if image.ndim == 3:
             axis = rng.integers(3)
             # the outer slices of a volume rarely show anything
@@ -137,9 +156,9 @@ class Source:
         if any(short):
             image = np.pad(image, [(s // 2, s - s // 2) for s in short], mode="symmetric")
         row, column = (rng.integers(n - size + 1) for n in image.shape)
-        return image[row : row + size, column : column + size]
+        return image[row : row + size, column : column + size], self.noise[index]
 
-    def _augment(self, patch: np.ndarray, rng) -> np.ndarray:
+    def _augment(self, patch: np.ndarray, noise: float, rng) -> tuple[np.ndarray, float]:
         patch = np.rot90(patch, rng.integers(4))
         if rng.random() < 0.5:
             patch = patch[:, ::-1]
@@ -149,7 +168,13 @@ class Source:
             patch = 1 - patch
         gain = rng.uniform(0.5, 1.15)
         offset = rng.uniform(-0.1, 0.3) if rng.random() < 0.2 else 0.0
-        return (gain * patch + offset).astype(np.float32)
+        return (gain * patch + offset).astype(np.float32), gain * noise
+
+
+def _noise(image: np.ndarray) -> float:
+    """Standard deviation of the noise of an image, or of a volume's slices."""
+    slices = torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:])
+    return float(estimate_noise(slices).median())
 
 
 def _scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -163,7 +188,7 @@ def _smooth_phase(size: int, rng) -> np.ndarray:
 
 
 class Patches:
-    """Endless batches of clean patches from several sources; its state can be saved and restored."""
+    """Endless batches of patches from several sources; its state can be saved and restored."""
 
     def __init__(self, sources: dict[str, Source], size: int = 64, batch: int = 16, seed: int = 0):
         if not sources:
@@ -176,11 +201,13 @@ class Patches:
         self.size, self.batch = size, batch
         self.rng = np.random.default_rng(seed)
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One batch: clean patches (B, 1, size, size), the index of each one's source (B,) and noise levels (B,)."""
+    def draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One batch: patches (B, 1, size, size), the noise that they have (B,), the index of each one's source (B,) and
+        the noise levels to train at (B,), larger than their own."""
         kinds = self.rng.choice(len(self.sources), self.batch, p=self.shares)
-        patches = np.stack([self.sources[kind].patch(self.size, self.rng) for kind in kinds])[:, None]
-        return patches, kinds, self._noise_levels()
+        patches, own = zip(*(self.sources[kind].patch(self.size, self.rng) for kind in kinds))
+        own = np.array(own, np.float32)
+        return np.stack(patches)[:, None], own, kinds, np.maximum(self._noise_levels(), 1.1 * own)
 
     def _noise_levels(self) -> np.ndarray:
         """60 % log-uniform over [0.5/255, 1], 40 % uniform over the range that restoration uses most."""
@@ -198,14 +225,14 @@ class Patches:
 
 
 def parse_source(text: str) -> tuple[str, Source]:
-    """A source from the command line: ``name=path[,path...][:weight][:hu][:complex]``."""
+    """A source from the command line: ``name=path[,path...][:weight][:hu][:complex][:noisy]``."""
     name, _, rest = text.partition("=")
     if not rest:
-        raise ValueError(f"source: expected name=path[,path...][:weight][:hu][:complex], got {text!r}")
+        raise ValueError(f"source: expected name=path[,path...][:weight][:hu][:complex][:noisy], got {text!r}")
     paths, *options = rest.split(":")
     images = [image for path in paths.split(",") for image in read_images(path)]
-    numbers = [float(option) for option in options if option not in ("hu", "complex")]
-    source = Source(images, numbers[0] if numbers else 1.0, "hu" in options, "complex" in options)
+    numbers = [float(option) for option in options if option not in ("hu", "complex", "noisy")]
+    source = Source(images, numbers[0] if numbers else 1.0, *(flag in options for flag in ("hu", "complex", "noisy")))
     if not source.hounsfield and min(image.min() for image in source.images) < -10:
         warnings.warn(f"source {name}: negative values; if these are Hounsfield units, append ':hu'", stacklevel=2)
     return name, source

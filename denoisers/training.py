@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from denoisers import processes
 from denoisers import weights as files
-from denoisers.data import Patches, Source, parse_source
+from denoisers.convergent import expansion
+from denoisers.data import Patches, Source
 from denoisers.library import save
 from denoisers.muon import Muon
 from denoisers.unet import ResidualUNet
@@ -33,15 +33,17 @@ def train(
     patch: int = 64,
     learning_rate: float = 2e-3,
     warmup: int = 300,
+    restarts: int = 0,
     squared_share: float = 0.3,
     average: float = 0.999,
+    nonexpansive: float = 0.0,
     validate_every: int = 4000,
     save_minutes: float = 10.0,
     seed: int = 0,
     card: dict | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Train a denoiser and write weights, card and log to a folder.
+    r"""Train a denoiser and write weights, card and log to a folder.
 
     The loss is the absolute error, divided by its running mean for the patch's source and noise level, so that low
     noise and smooth images count as much as the rest (without this, a network harms images with little noise); the
@@ -49,8 +51,14 @@ def train(
     :class:`Muon` with warm-up and cosine decay; gradients clipped at norm 1; the written weights are an exponential
     moving average.
 
+    Patches of noisy sources get more noise n, and are to become patches with the opposite noise, in squared error: with
+    y of noise level s, from :math:`y + a n` the network is asked for :math:`y - (s^2/a) n`. The two have independent
+    noise, so that it learns what it would from clean images (Pang et al., *Recorrupted-to-recorrupted*, CVPR 2021), at
+    the level :math:`\sqrt{s^2 + a^2}`; levels below s follow by the network's homogeneity.
+
     A run that was interrupted goes on from ``out/checkpoint.pt`` when it is called again with the same arguments, and
-    ends with the same weights as an uninterrupted one.
+    ends with the same weights as an uninterrupted one. Under ``torchrun --nproc-per-node N`` the batch is shared out
+    among N processes.
 
     :param sources: named image sources, see :class:`denoisers.data.Source`.
     :param out: folder for ``checkpoint.pt``, ``weights.safetensors``, ``weights.json`` and ``log.csv``.
@@ -60,16 +68,23 @@ def train(
     :param patch: side of the patches in pixels.
     :param learning_rate: peak learning rate.
     :param warmup: steps of linear warm-up.
+    :param restarts: how often the cosine starts again from the peak, in parts of equal length.
     :param squared_share: share of the steps, at the end, that is trained in squared error.
     :param average: decay of the moving average of the weights.
+    :param nonexpansive: weight of the penalty on the expansion of 2 D - I, in units of the (normalised) loss; 0 for
+        none, about 1 for a denoiser with which plug-and-play converges (see :func:`denoisers.convergent.expansion`).
     :param validate_every: steps between rows of PSNR in ``log.csv``.
     :param save_minutes: minutes between checkpoints.
     :param seed: seed of patches, noise and new weights.
     :param card: what the model card tells besides steps, CPU-hours, data and scores (recipe, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights.
+    :raises ValueError: where the batch cannot be shared out evenly.
     :raises FloatingPointError: when the loss is no longer finite.
     """
+    rank, count = processes.join()
+    if batch % count:
+        raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -77,10 +92,10 @@ def train(
     device = next(network.parameters()).device
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
     optimiser = Muon(network.parameters(), lr=learning_rate)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps))
-    patches = Patches(sources, patch, batch, seed)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps, restarts))
+    patches = Patches(sources, patch, batch // count, seed + rank)
     balance = Balance(len(sources))
-    noise = torch.Generator(device).manual_seed(seed)
+    noise = torch.Generator(device).manual_seed(seed + rank)
     run = {"step": 0, "cpu_seconds": 0.0}
 
     checkpoint = out / "checkpoint.pt"
@@ -89,29 +104,38 @@ def train(
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        patches.state, balance.mean, run = saved["patches"], saved["balance"], saved["run"]
-        noise.set_state(saved["noise"])
+        run = saved["run"]
+        patches.state, balance.mean, state = saved["processes"][rank]
+        noise.set_state(state)
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"patches": patches.state, "balance": balance.mean, "noise": noise.get_state(), "run": run}
-        files.checkpoint(checkpoint, states)
+        states |= {"run": run, "processes": processes.collect((patches.state, balance.mean, noise.get_state()))}
+        if rank == 0:
+            files.checkpoint(checkpoint, states)
+            save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
 
     network.train()
     last_save, last_cpu = time.monotonic(), time.process_time()
-    bar = tqdm(range(run["step"], steps), initial=run["step"], total=steps, disable=not progress, mininterval=5)
-    for step in bar:
-        clean, kinds, sigma = (torch.from_numpy(array).to(device) for array in patches.draw())
-        level = sigma.view(-1, 1, 1, 1)
-        noisy = clean + level * torch.randn(clean.shape, generator=noise, device=device)
-        squared = step >= (1 - squared_share) * steps
-        error = network(noisy, sigma) - clean
-        error = (error.square() if squared else error.abs()).mean((1, 2, 3))
+    hidden = rank > 0 or not progress
+    for step in tqdm(range(run["step"], steps), initial=run["step"], total=steps, disable=hidden, mininterval=5):
+        y, own, kinds, sigma = (torch.from_numpy(array).to(device) for array in patches.draw())
+        added = (sigma.square() - own.square()).sqrt().view(-1, 1, 1, 1)
+        n = torch.randn(y.shape, generator=noise, device=device)
+        noisy, wanted = y + added * n, y - own.view(-1, 1, 1, 1).square() / added * n
+        squared = (own > 0) | (step >= (1 - squared_share) * steps)
+        error = network(noisy, sigma) - wanted
+        error = torch.where(squared, error.square().mean((1, 2, 3)), error.abs().mean((1, 2, 3)))
         loss = (balance.weights(error.detach(), kinds, sigma, squared) * error).mean()
+        if nonexpansive:  # at a few points between the patches and their noisy versions, since it is costly
+            share = torch.rand(len(y), 1, 1, 1, generator=noise, device=device)
+            between = (y + share * added * n)[: max(len(y) // 8, 1)]
+            loss = loss + nonexpansive * expansion(network, between, sigma[: len(between)], generator=noise).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"training diverged at step {step}: the loss is {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average(p.grad for p in network.parameters() if p.grad is not None)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         rate.step()
@@ -121,11 +145,10 @@ def train(
         run["cpu_seconds"] += time.process_time() - last_cpu
         last_cpu = time.process_time()
         if run["step"] % validate_every == 0 or run["step"] == steps:
-            _log(out / "log.csv", run, validate(averaged.module, sources))
-        if time.monotonic() - last_save > 60 * save_minutes or run["step"] == steps:
+            _log(out / "log.csv", run, validate(averaged.module, sources), write=rank == 0)
+        if processes.any_of(time.monotonic() - last_save > 60 * save_minutes) or run["step"] == steps:
             save_checkpoint()
             last_save = time.monotonic()
-            save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
     return averaged.module.eval()
 
 
@@ -137,15 +160,15 @@ class Balance:
     def __init__(self, sources: int):
         self.mean = torch.zeros(2, sources, self.BANDS)
 
-    def weights(self, error: Tensor, kinds: Tensor, sigma: Tensor, squared: bool) -> Tensor:
+    def weights(self, error: Tensor, kinds: Tensor, sigma: Tensor, squared: Tensor) -> Tensor:
         """Update the means with ``error`` (B,) and return 1/mean for each item (B,)."""
         position = (sigma.log() - math.log(0.5 / 255)) / -math.log(0.5 / 255)
         bands = (position * self.BANDS).long().clamp(0, self.BANDS - 1)
-        mean = self.mean[int(squared)]
-        for value, kind, band in zip(error.tolist(), kinds.tolist(), bands.tolist()):
-            old = mean[kind, band].item()
-            mean[kind, band] = value if old == 0 else 0.98 * old + 0.02 * value
-        return 1 / mean[kinds.cpu(), bands.cpu()].clamp_min(1e-12).to(error.device)
+        cells = squared.long().cpu(), kinds.cpu(), bands.cpu()
+        for value, *cell in zip(error.tolist(), *(index.tolist() for index in cells)):
+            old = self.mean[tuple(cell)].item()
+            self.mean[tuple(cell)] = value if old == 0 else 0.98 * old + 0.02 * value
+        return 1 / self.mean[cells].clamp_min(1e-12).to(error.device)
 
 
 @torch.no_grad()
@@ -170,22 +193,26 @@ def validate(
     return table
 
 
-def _warmup_cosine(warmup: int, steps: int):
+def _warmup_cosine(warmup: int, steps: int, restarts: int):
+    """Linear warm-up, then cosine decay, again from the peak with each restart (Loshchilov & Hutter, ICLR 2017)."""
+    cycle = math.ceil(steps / (restarts + 1))
+
     def factor(step):
-        return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
+        return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step % cycle) / cycle)))
 
     return factor
 
 
-def _log(path: Path, run: dict, table: dict) -> None:
+def _log(path: Path, run: dict, table: dict, write: bool) -> None:
     row = {"step": run["step"], "cpu_seconds": round(run["cpu_seconds"])}
     row |= {f"{name}@{level}": round(psnr, 3) for name, levels in table.items() for level, psnr in levels.items()}
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    if write:
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
     run["validation_psnr"] = {name: {str(k): round(v, 2) for k, v in levels.items()} for name, levels in table.items()}
 
 
@@ -198,44 +225,3 @@ def _card(network: nn.Module, sources: dict[str, Source], run: dict, seed: int, 
         "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
         "validation_psnr": run.get("validation_psnr", {}),
     } | (extra or {})
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line of ``python -m denoisers.train``."""
-    parser = argparse.ArgumentParser(prog="python -m denoisers.train", description=train.__doc__.split("\n")[0])
-    parser.add_argument(
-        "sources", nargs="+", help="name=path[,path...][:weight][:hu][:complex]: images and their share in the mix"
-    )
-    parser.add_argument("--out", required=True, help="folder for weights, card, log and checkpoint")
-    parser.add_argument("--from", dest="start", help="bundled name or weights file to fine-tune")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each level")
-    parser.add_argument("--steps", type=int, default=40_000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.start:
-        from denoisers.library import load
-
-        network = load(options.start)
-    else:
-        torch.manual_seed(options.seed)
-        network = ResidualUNet(tuple(options.widths))
-    network = train(
-        dict(parse_source(text) for text in options.sources),
-        options.out,
-        network=network,
-        steps=options.steps,
-        batch=options.batch,
-        patch=options.patch,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
-    print(json.dumps({"weights": str(Path(options.out) / "weights.safetensors"), "parameters": _count(network)}))
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import deepinv
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import denoisers
-from denoisers.data import Patches, Source, parse_source, read_images
 
 
 def psnr(x, reference):
@@ -162,93 +160,3 @@ def test_adapter_takes_complex_images(brain, medical):
     assert psnr(guided, clean) > psnr(blind, clean)
     with pytest.raises(ValueError, match="denoiser: expected it to return"):
         denoisers.adapt(lambda x, sigma: x[:, :, 1:], channels=True)(noisy, 0.1)
-
-
-def sources(count=6):
-    rng = np.random.default_rng(0)
-    images = [np.kron(rng.random((8, 8)), np.ones((8, 8))) for _ in range(count)]
-    volume = np.kron(rng.random((6, 6, 6)), np.ones((6, 6, 6))) * 2000 - 1000
-    return {"flat": Source(images, 0.7), "ct": Source([volume], 0.3, hounsfield=True)}
-
-
-def test_training_learns_and_resumes_to_the_same_weights(tmp_path):
-    options = {"steps": 12, "batch": 4, "patch": 32, "warmup": 2, "progress": False, "validate_every": 6}
-    small = lambda: denoisers.ResidualUNet((4, 8), half=False)  # noqa: E731
-    torch.manual_seed(0)
-    whole = denoisers.train(sources(), tmp_path / "whole", network=small(), **options)
-
-    class Stop(Exception):
-        pass
-
-    draws = Patches.draw
-    count = 0
-
-    def interrupted(self):
-        nonlocal count
-        count += 1
-        if count == 8:
-            raise Stop
-        return draws(self)
-
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Patches, "draw", interrupted)
-        with pytest.raises(Stop):
-            denoisers.train(sources(), tmp_path / "parts", network=small(), save_minutes=0, **options)
-    torch.manual_seed(1)
-    parts = denoisers.train(sources(), tmp_path / "parts", network=small(), **options)
-    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
-        assert torch.equal(a, b), name
-    card = json.loads((tmp_path / "parts" / "weights.json").read_text())
-    assert card["steps"] == 12
-    assert set(card["data"]) == {"flat", "ct"}
-    assert len((tmp_path / "parts" / "log.csv").read_text().splitlines()) == 3
-    loaded = denoisers.load(tmp_path / "parts" / "weights.safetensors")
-    x = torch.rand(1, 1, 16, 16)
-    with torch.no_grad():
-        assert torch.allclose(loaded(x, 0.1), parts(x, 0.1), atol=1e-2)
-
-
-def test_training_improves_the_loss(tmp_path):
-    network = denoisers.train(
-        sources(20),
-        tmp_path,
-        network=denoisers.ResidualUNet((8, 16)),
-        steps=150,
-        batch=8,
-        patch=32,
-        warmup=10,
-        progress=False,
-    )
-    clean = torch.from_numpy(sources(20)["flat"].held_out[0]).float()[None, None]
-    noisy = clean + 0.15 * torch.randn_like(clean)
-    with torch.no_grad():
-        assert psnr(network(noisy, 0.15), clean) > psnr(noisy, clean) + 3
-
-
-def test_reading_images(tmp_path):
-    array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
-    np.savez(tmp_path / "a.npz", images=array, masks=array > 0.5)
-    assert len(read_images(tmp_path / "a.npz")) == 5
-    np.save(tmp_path / "b.npy", array[0])
-    assert len(read_images(tmp_path)) == 6
-    with pytest.raises(FileNotFoundError):
-        read_images(tmp_path / "c.npy")
-    (tmp_path / "d.txt").write_text("no image")
-    with pytest.raises(ValueError, match="expected npy, npz"):
-        read_images(tmp_path / "d.txt")
-    name, source = parse_source(f"mine={tmp_path / 'a.npz'}:0.3:complex")
-    assert (name, source.weight, source.complex, len(source.images), len(source.held_out)) == ("mine", 0.3, True, 4, 1)
-    with pytest.raises(ValueError, match="source: expected name=path"):
-        parse_source("nonsense")
-    with pytest.raises(ValueError, match="sources: expected at least one"):
-        Patches({})
-
-
-def test_patches_keep_their_range():
-    patches, kinds, sigma = Patches(sources(), size=32, batch=64).draw()
-    assert patches.shape == (64, 1, 32, 32)
-    assert patches.min() > -0.5
-    assert patches.max() < 1.6
-    assert set(kinds) == {0, 1}
-    assert 0 < sigma.min() < sigma.max() <= 1

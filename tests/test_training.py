@@ -1,0 +1,227 @@
+"""Training of denoisers: learning, resuming, noisy images, non-expansiveness, several processes, and its data."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import denoisers
+from denoisers.convergent import expansion
+from denoisers.data import Patches, Source, parse_source, read_images
+from denoisers.training import _warmup_cosine
+
+
+def psnr(a, b):
+    return -10 * math.log10((a - b).square().mean().item())
+
+
+def sources(count=6):
+    rng = np.random.default_rng(0)
+    images = [np.kron(rng.random((8, 8)), np.ones((8, 8))) for _ in range(count)]
+    volume = np.kron(rng.random((6, 6, 6)), np.ones((6, 6, 6))) * 2000 - 1000
+    return {"flat": Source(images, 0.7), "ct": Source([volume], 0.3, hounsfield=True)}
+
+
+def test_training_learns_and_resumes_to_the_same_weights(tmp_path):
+    options = {"steps": 12, "batch": 4, "patch": 32, "warmup": 2, "progress": False, "validate_every": 6}
+    small = lambda: denoisers.ResidualUNet((4, 8), half=False)  # noqa: E731
+    torch.manual_seed(0)
+    whole = denoisers.train(sources(), tmp_path / "whole", network=small(), **options)
+
+    class Stop(Exception):
+        pass
+
+    draws = Patches.draw
+    count = 0
+
+    def interrupted(self):
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise Stop
+        return draws(self)
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Patches, "draw", interrupted)
+        with pytest.raises(Stop):
+            denoisers.train(sources(), tmp_path / "parts", network=small(), save_minutes=0, **options)
+    torch.manual_seed(1)
+    parts = denoisers.train(sources(), tmp_path / "parts", network=small(), **options)
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
+        assert torch.equal(a, b), name
+    card = json.loads((tmp_path / "parts" / "weights.json").read_text())
+    assert card["steps"] == 12
+    assert set(card["data"]) == {"flat", "ct"}
+    assert len((tmp_path / "parts" / "log.csv").read_text().splitlines()) == 3
+    loaded = denoisers.load(tmp_path / "parts" / "weights.safetensors")
+    x = torch.rand(1, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(loaded(x, 0.1), parts(x, 0.1), atol=1e-2)
+
+
+def test_training_improves_the_loss(tmp_path):
+    network = denoisers.train(
+        sources(20),
+        tmp_path,
+        network=denoisers.ResidualUNet((8, 16)),
+        steps=150,
+        batch=8,
+        patch=32,
+        warmup=10,
+        progress=False,
+    )
+    clean = torch.from_numpy(sources(20)["flat"].held_out[0]).float()[None, None]
+    noisy = clean + 0.15 * torch.randn_like(clean)
+    with torch.no_grad():
+        assert psnr(network(noisy, 0.15), clean) > psnr(noisy, clean) + 3
+
+
+def test_learning_without_clean_images(tmp_path):
+    rng = np.random.default_rng(1)
+    clean = sources(20)["flat"].images
+    noisy = [image + 0.1 * rng.standard_normal(image.shape) for image in clean]
+    options = {"steps": 150, "batch": 8, "patch": 32, "warmup": 10, "progress": False}
+    networks = {}
+    for name, source in {"clean": Source(clean), "noisy": Source(noisy, noisy=True)}.items():
+        torch.manual_seed(0)
+        network = denoisers.ResidualUNet((8, 16))
+        networks[name] = denoisers.train({"flat": source}, tmp_path / name, network=network, **options)
+    x = torch.from_numpy(sources(20)["flat"].held_out[0]).float()[None, None]
+    y = x + 0.15 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = {name: psnr(network(y, 0.15), x) for name, network in networks.items()}
+    assert scores["noisy"] > psnr(y, x) + 3
+    assert scores["noisy"] > scores["clean"] - 1
+
+
+def test_noisy_images_know_their_noise():
+    rng = np.random.default_rng(0)
+    image = 3 * np.kron(rng.random((4, 4)), np.ones((24, 24)))
+    source = Source([image + 0.3 * rng.standard_normal(image.shape)], noisy=True)
+    top = np.percentile(image, 99.9)
+    assert source.noise[0] == pytest.approx(0.3 / top, rel=0.2)
+    assert source.validation_slices() == []
+    _, own, _, sigma = Patches({"a": source}, size=32, batch=64).draw()
+    assert (sigma >= 1.0999 * own).all()
+    assert (own > 0).all()
+    with pytest.raises(ValueError, match="complex, noisy"):
+        Source([image], complex=True, noisy=True)
+
+
+def test_warm_restarts():
+    rate = _warmup_cosine(10, 100, 3)
+    rates = [rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert [rates[k] for k in (25, 50, 75)] == [1.0, 1.0, 1.0]
+    assert all(rates[k] < 0.02 for k in (24, 49, 74, 99))
+
+
+def test_expansion_of_linear_maps():
+    matrix = torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 1, 4, 5, dtype=torch.float64)
+    found = expansion(lambda x, sigma: (x.flatten(1) @ matrix.T).view_as(x), x, torch.ones(2), iterations=300)
+    identity = torch.eye(20, dtype=torch.float64)
+    expected = torch.linalg.matrix_norm(2 * matrix - identity, 2) ** 2 - 1
+    assert torch.allclose(found, expected.expand(2), rtol=1e-6)
+    half = expansion(lambda x, sigma: 0.3 * x, x, torch.ones(2))
+    assert torch.equal(half, torch.zeros(2, dtype=torch.float64))
+
+
+def test_training_towards_non_expansiveness(tmp_path):
+    options = {"steps": 60, "batch": 8, "patch": 32, "warmup": 5, "progress": False, "learning_rate": 1e-2}
+    constants = []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        network = denoisers.ResidualUNet((8, 16), half=False)
+        torch.nn.init.normal_(network.tail.weight, std=0.5)
+        network = denoisers.train(sources(), tmp_path / str(weight), network=network, nonexpansive=weight, **options)
+        x = torch.from_numpy(sources()["flat"].held_out[0]).float()[None, None]
+        constants.append(denoisers.lipschitz(network, x, 0.1, of="reflection").item())
+    assert constants[1] < constants[0]
+    assert constants[1] < 1.3
+
+
+PROCESSES = """
+import sys, torch
+import numpy as np
+import denoisers
+from denoisers import processes
+from denoisers.data import Patches, Source
+
+rank, count = processes.join()
+mean = torch.tensor([1.0 + rank, 4.0 * rank])
+processes.average([mean])
+assert mean.tolist() == [1.5, 2.0], mean
+assert processes.any_of(rank == 1) and processes.collect(rank) == [0, 1]
+
+def run(name, draw=Patches.draw):
+    Patches.draw = draw
+    torch.manual_seed(0)
+    images = [np.kron(np.random.default_rng(k).random((8, 8)), np.ones((8, 8))) for k in range(4)]
+    options = {"steps": 6, "batch": 4, "patch": 32, "warmup": 2, "progress": False, "save_minutes": 0}
+    network = denoisers.train({"flat": Source(images)}, sys.argv[1] + name,
+                              network=denoisers.ResidualUNet((4, 8), half=False), **options)
+    return torch.cat([p.flatten() for p in network.parameters()])
+
+draws, whole = [], Patches.draw
+def interrupted(self):
+    draws.append(whole(self))
+    if len(draws) == 4:
+        raise KeyboardInterrupt
+    return draws[-1]
+
+weights = run("whole")
+assert torch.equal(*processes.collect(weights))
+first, second = processes.collect(Patches({"a": Source([np.eye(64)])}, 16, 2, seed=rank).draw()[0])
+assert not np.array_equal(first, second)
+try:
+    run("parts", interrupted)
+except KeyboardInterrupt:
+    pass
+assert torch.equal(run("parts", whole), weights)
+"""
+
+
+def test_two_processes(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, str(script), f"{tmp_path}/"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "whole" / "weights.safetensors").exists()
+
+
+def test_reading_images(tmp_path):
+    array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", images=array, masks=array > 0.5)
+    assert len(read_images(tmp_path / "a.npz")) == 5
+    np.save(tmp_path / "b.npy", array[0])
+    assert len(read_images(tmp_path)) == 6
+    with pytest.raises(FileNotFoundError):
+        read_images(tmp_path / "c.npy")
+    (tmp_path / "d.txt").write_text("no image")
+    with pytest.raises(ValueError, match="expected npy, npz"):
+        read_images(tmp_path / "d.txt")
+    name, source = parse_source(f"mine={tmp_path / 'a.npz'}:0.3:complex")
+    assert (name, source.weight, source.complex, len(source.images), len(source.held_out)) == ("mine", 0.3, True, 4, 1)
+    with pytest.raises(ValueError, match="source: expected name=path"):
+        parse_source("nonsense")
+    with pytest.raises(ValueError, match="sources: expected at least one"):
+        Patches({})
+
+
+def test_patches_keep_their_range():
+    patches, own, kinds, sigma = Patches(sources(), size=32, batch=64).draw()
+    assert not own.any()
+    assert patches.shape == (64, 1, 32, 32)
+    assert patches.min() > -0.5
+    assert patches.max() < 1.6
+    assert set(kinds) == {0, 1}
+    assert 0 < sigma.min() < sigma.max() <= 1
