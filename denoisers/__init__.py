@@ -1,6 +1,7 @@
 """Denoisers to use as priors: trained networks in the box, their training, and adapters to any image."""
 
 from denoisers.adapt import adapt
+from denoisers.continuous import ContinuousUNet
 from denoisers.convergent import Equivariant, GradientStep, lipschitz
 from denoisers.library import available, load, save
 from denoisers.noise import estimate_noise
@@ -8,6 +9,7 @@ from denoisers.training import train
 from denoisers.unet import ResidualUNet
 
 __all__ = [
+    "ContinuousUNet",
     "Equivariant",
     "GradientStep",
     "ResidualUNet",

@@ -9,11 +9,12 @@ from torch import nn
 
 from denoisers import weights as files
 from denoisers.classical import BlockMatching, NonLocalMeans, TotalVariation, Wavelet
+from denoisers.continuous import ContinuousUNet
 from denoisers.convergent import GradientStep
 from denoisers.unet import ResidualUNet
 
 BUNDLED = Path(__file__).parent / "bundled"
-ARCHITECTURES = {"ResidualUNet": ResidualUNet, "GradientStep": GradientStep}
+ARCHITECTURES = {network.__name__: network for network in (ResidualUNet, ContinuousUNet, GradientStep)}
 CLASSICAL = {"tv": TotalVariation, "wavelet": Wavelet, "nlm": NonLocalMeans, "bm3d": BlockMatching}
 
 

@@ -43,11 +43,11 @@ class ResidualUNet(Denoiser):
         self.widths, self.half = tuple(widths), half
         self.settings = {"widths": list(widths), "blocks": blocks}
         self.head = _conv(4 * 3, widths[0])
-        self.down = nn.ModuleList(map(_blocks, widths[:-1], blocks))
+        self.down = nn.ModuleList(map(self.stage, widths[:-1], blocks))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))
-        self.body = _blocks(widths[-1], blocks[-1])
+        self.body = self.stage(widths[-1], blocks[-1])
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2, bias=False) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(map(_blocks, widths[:-1], blocks))
+        self.up = nn.ModuleList(map(self.stage, widths[:-1], blocks))
         self.tail = _conv(widths[0], 4)
         nn.init.zeros_(self.tail.weight)  # starts as the identity
 
@@ -74,19 +74,33 @@ class ResidualUNet(Denoiser):
         features = self.head(features)
         half = half_is_fast(y.device) if self.half is None else self.half
         with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
-            features = self._trunk(features)
+            features = self._trunk(features, sigma)
         with torch.autocast(y.device.type, enabled=False):
             return F.pixel_shuffle(self.tail(features.float()), 2)[..., :height, :width]
 
-    def _trunk(self, features: Tensor) -> Tensor:
+    @staticmethod
+    def stage(width: int, depth: int) -> nn.Module:
+        """What one level does on the way down or up, a module that maps (features, sigma) to features."""
+        return Blocks(ResidualBlock(width) for _ in range(depth))
+
+    def _trunk(self, features: Tensor, sigma: Tensor) -> Tensor:
         skips = []
         for down, shrink in zip(self.down, self.shrink):
-            skips.append(down(features))
+            skips.append(down(features, sigma))
             features = shrink(skips[-1])
-        features = self.body(features)
+        features = self.body(features, sigma)
         for up, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips)):
-            features = up(grow(features) + skip)
+            features = up(grow(features) + skip, sigma)
         return features
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks one after the other; the noise level is in the features already."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        for block in self:
+            x = block(x)
+        return x
 
 
 class ResidualBlock(nn.Module):
@@ -104,10 +118,6 @@ class ResidualBlock(nn.Module):
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-
-
-def _blocks(width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(width) for _ in range(count)))
 
 
 def _pad(y: Tensor, multiple: int) -> Tensor:

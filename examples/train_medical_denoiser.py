@@ -1,8 +1,9 @@
 """Train the bundled denoisers on natural, MRI, CT and ultrasound images.
 
     python examples/train_medical_denoiser.py DATA runs/medical
-    python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256
+    python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256 --blocks 2 2 2
     python examples/train_medical_denoiser.py DATA runs/medical --from medical   # goes on from the bundled weights
+    python examples/train_medical_denoiser.py DATA runs/continuous --continuous
     python examples/train_medical_denoiser.py DATA runs/gradient-step --from medical --gradient-step
 
 DATA holds the folders named below. An interrupted run goes on where it was when it is started again.
@@ -45,19 +46,26 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path, help="folder for weights, card, log and checkpoint")
     parser.add_argument("--steps", type=int, default=34_000)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each level")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 48, 64, 96], help="channels of each level")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 1, 1, 1], help="of each level")
     parser.add_argument("--from", dest="start", help="bundled name or weights file to go on from")
+    parser.add_argument(
+        "--continuous", action="store_true", help="differential equations, --blocks steps at each level"
+    )
     parser.add_argument("--gradient-step", action="store_true", help="train D = I - grad g")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--squared-share", type=float, default=0.5, help="share of the steps in squared error")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    network = denoisers.ResidualUNet(tuple(options.widths))
+    network = (denoisers.ContinuousUNet if options.continuous else denoisers.ResidualUNet)(
+        options.widths, options.blocks
+    )
     if options.start:
         network = denoisers.load(options.start)
     if options.gradient_step:
-        potential = denoisers.GradientStep(tuple(options.widths))
+        potential = denoisers.GradientStep(**network.settings)
         potential.network.load_state_dict(network.state_dict())
         potential.card = getattr(network, "card", {})
         network = potential
@@ -71,6 +79,7 @@ def main():
         network=network,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        squared_share=options.squared_share,
         seed=options.seed,
         card=CARD,
     )
