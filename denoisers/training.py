@@ -173,13 +173,14 @@ class Balance:
 
 @torch.no_grad()
 def validate(
-    denoiser: Callable, sources: dict[str, Source], levels: tuple[float, ...] = VALIDATION_LEVELS
+    denoiser: Callable, sources: dict[str, Source], levels: tuple[float, ...] = VALIDATION_LEVELS, count: int = 4
 ) -> dict[str, dict[float, float]]:
-    """Mean PSNR in dB (peak 1) on held-out slices: for each source, a value for each noise level (in 1/255)."""
+    """Mean PSNR in dB (peak 1) on up to ``count`` held-out slices: for each source, a value for each noise level (in
+    1/255)."""
     device = next((p.device for p in getattr(denoiser, "parameters", list)()), torch.device("cpu"))
     table = {}
     for name, source in sources.items():
-        slices = source.validation_slices()
+        slices = source.validation_slices(count)
         table[name] = {}
         for level in levels if slices else ():
             generator = torch.Generator().manual_seed(0)

@@ -44,7 +44,7 @@ def estimate(op, y: Tensor, image: Tensor) -> float | None:
     :return: the estimate, or None for measurements of another kind.
     """
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
-        return _outer_kspace(y, op.mask)
+        return _outer_kspace(y, op.mask, image.ndim - 2)
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
         return high_differences(y, axes=(-1,), order=6).item()
     if isinstance(op, deepinv.physics.Tomography):
@@ -56,15 +56,13 @@ def estimate(op, y: Tensor, image: Tensor) -> float | None:
     return None
 
 
-def _outer_kspace(y: Tensor, mask: Tensor, share: float = 1 / 24) -> float:
+def _outer_kspace(y: Tensor, mask: Tensor, dimensions: int, share: float = 1 / 24) -> float:
     """Median of |y|^2 over the outermost share of the samples; for complex noise it is 2 ln 2 times the variance."""
-    power = y.square().sum(1)  # (B, [N,] H, W)
-    height, width = y.shape[-2:]
-    v = (torch.arange(height, device=y.device) - height // 2) / (height / 2)
-    u = (torch.arange(width, device=y.device) - width // 2) / (width / 2)
-    radius = torch.hypot(*torch.meshgrid(v, u, indexing="ij"))
-    sampled = (mask[:, 0] != 0).expand(len(y), -1, -1)
-    sampled = sampled if power.ndim == 3 else sampled[:, None].expand_as(power)
+    power = y.square().sum(1)  # (B, [N,] [D,] H, W)
+    axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+    sampled = (mask[:, 0] != 0).expand(len(y), *radius.shape)
+    sampled = sampled if power.ndim == sampled.ndim else sampled[:, None].expand_as(power)
     sampled = sampled & (power > 0)  # scanners fill what they did not measure with zeros
     radii = radius.expand_as(power)[sampled]
     if not len(radii):

@@ -92,6 +92,9 @@ class Problem:
     def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser's estimate of the image in u, which has noise of standard deviation sigma (B, 1, ...)."""
         began = time.perf_counter()
+        if u.ndim == 5:  # slices along another axis each time: as good as the mean over all, in a third of the time
+            axes = [axis for axis in range(3) if min(n for k, n in enumerate(u.shape[2:]) if k != axis) >= 16] or [0]
+            self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],)
         self.calls["denoiser"] += 1
         u = self._denoiser(u, sigma)
         self.seconds["denoiser"] += time.perf_counter() - began
@@ -131,10 +134,11 @@ class Problem:
 
 
 def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scale, offset (B, 1, ...) and, of complex images, smooth phase (B, H, W), from a first image."""
-    if image.shape[1] == 2 and image.ndim == 4:
+    """Scale, offset (B, 1, ...) and, of complex images, smooth phase (B, ...), from a first image."""
+    if image.shape[1] == 2:
         value = torch.view_as_complex(image.movedim(1, -1).contiguous())
-        scale, offset = _percentile(value.abs()[:, None], 0.999), torch.zeros(len(image), 1, 1, 1, device=image.device)
+        scale = _percentile(value.abs()[:, None], 0.999)
+        offset = torch.zeros_like(scale)
         smooth = _low_pass(value)
         phase = smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
     else:
@@ -147,10 +151,14 @@ def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _low_pass(image: Tensor, width: float = 0.04) -> Tensor:
-    """Gaussian low-pass of complex images (B, H, W); ``width`` is its standard deviation in cycles per pixel."""
-    v, u = (torch.fft.fftfreq(n, device=image.device) for n in image.shape[-2:])
-    window = torch.exp(-(v[:, None] ** 2 + u[None, :] ** 2) / (2 * width**2))
-    return torch.fft.ifft2(torch.fft.fft2(image) * window)
+    """Gaussian low-pass of complex images (B, ...); ``width`` is its standard deviation in cycles per pixel."""
+    axes = tuple(range(1, image.ndim))
+    spectrum = torch.fft.fftn(image, dim=axes)
+    for axis in axes:
+        frequency = torch.fft.fftfreq(image.shape[axis], device=image.device)
+        window = torch.exp(-(frequency**2) / (2 * width**2))
+        spectrum *= window.view(-1, *[1] * (image.ndim - 1 - axis))
+    return torch.fft.ifftn(spectrum, dim=axes)
 
 
 def _percentile(image: Tensor, q: float) -> Tensor:

@@ -298,3 +298,25 @@ def test_problem_is_normalised(multicoil, medical):
     problem = Problem(op, y, medical)
     assert problem.first.square().sum(1).sqrt().quantile(0.999).item() == pytest.approx(1, rel=0.01)
     assert relative(problem.first * problem.scale, truth) < 0.3
+
+
+@pytest.mark.parametrize("depth", [4, 24])
+def test_volumes(brain, depth):
+    """A volume that is undersampled in two directions, its noise unknown, is better than by least squares."""
+    plane = brain[..., 8:72, 8:72]
+    profile = torch.linspace(0.6, 1.0, depth).view(-1, 1, 1)
+    truth = torch.cat([plane[:, :, None] * profile, torch.zeros(1, 1, depth, 64, 64)], 1)
+    op = operators.MRI(masks.poisson((64, 64), 4, 16, seed=0).expand(depth, 64, 64)[None, None])
+    y = op(truth) + 0.02 * op.mask * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    axes = []
+
+    class Slices(Smooth):
+        def forward(self, x, sigma, **kwargs):
+            axes.append(tuple(x.shape[-2:]))
+            return super().forward(x, sigma)
+
+    solution = pnp.solve(op, y, Slices())
+    assert solution.x.shape == truth.shape
+    assert set(axes) - {(32, 32)} == ({(64, 64)} if depth < 16 else {(64, 64), (24, 64)})
+    assert solution.noise == pytest.approx(0.02, rel=0.3)
+    assert relative(solution.x, truth) < 0.7 * relative(pnp.solve(op, y, None, algorithm="cg").x, truth)
