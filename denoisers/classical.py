@@ -67,6 +67,8 @@ class NonLocalMeans(Denoiser):
 
     def __init__(self, weight: float = 0.8, patch: int = 5, distance: int = 10):
         super().__init__()
+        if importlib.util.find_spec("skimage") is None:
+            raise ImportError("non-local means: scikit-image was not found; pip install scikit-image")
         self.weight, self.patch, self.distance = weight, patch, distance
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
