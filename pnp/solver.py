@@ -113,15 +113,15 @@ def solve(
 
     history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
     least_noise = problem.noise.min().item()
-    for k, (sigma, rho) in enumerate(tqdm(schedule, disable=not progress)):
+    for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0]
-        state = algorithm.step(problem, state, sigma, rho)
+        state = algorithm.step(problem, state, *parameters)
         x = state[0]
         _guard(x, k, history)
         moved = (x - before).square().mean().sqrt().item()
         history["residual"].append(problem.misfit(x).mean().item())
-        history["sigma"].append(sigma.mean().item())
-        history["rho"].append(rho.mean().item())
+        for name, value in zip(("sigma", "rho"), parameters):
+            history[name].append(value.mean().item())
         history["change"].append(moved / max(x.square().mean().sqrt().item(), 1e-12))
         if callback is not None and callback(k, x * problem.scale) is True:
             break

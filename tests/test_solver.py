@@ -320,3 +320,37 @@ def test_volumes(brain, depth):
     assert set(axes) - {(32, 32)} == ({(64, 64)} if depth < 16 else {(64, 64), (24, 64)})
     assert solution.noise == pytest.approx(0.02, rel=0.3)
     assert relative(solution.x, truth) < 0.7 * relative(pnp.solve(op, y, None, algorithm="cg").x, truth)
+
+
+def test_douglas_rachford_without_reflection_is_half_quadratic_splitting(multicoil):
+    op, y, _ = multicoil
+    reflected = pnp.solve(
+        op, y, Smooth(), algorithm=pnp.algorithms.DouglasRachford(6, reflection=0.0, cg_iterations=60)
+    )
+    problem = Problem(op, y, Smooth())
+    sigma = [s * problem.scale.item() for s in reflected.history["sigma"]]
+    rho = [r * problem.norm.item() for r in reflected.history["rho"]]
+    split = pnp.algorithms.HQS(sigma=sigma, rho=rho, cg_iterations=60, cg_tolerance=1e-3)
+    assert relative(reflected.x, pnp.solve(op, y, Smooth(), algorithm=split).x) < 1e-3
+
+
+def test_douglas_rachford_against_the_minimiser():
+    """With a proximal operator for a denoiser and nothing annealed, the full reflection finds the minimiser."""
+    op = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+    y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
+    shrink = lambda x, sigma: torch.sign(x) * (x.abs() - 0.4).clamp_min(0)  # noqa: E731
+    problem = Problem(op, y, None)
+    algorithm = pnp.algorithms.DouglasRachford(reflection=1.0)
+    state = (problem.first,)
+    problem._denoiser, rho = shrink, torch.ones_like(problem.norm)
+    for _ in range(60):
+        state = algorithm.step(problem, state, torch.tensor(0.1), rho)
+    expected = shrink(problem.adjoint_y, 0.1)  # of |x - y|^2 / 2 + 0.4 |x|
+    assert torch.allclose(state[0], expected, atol=1e-4)
+
+
+def test_douglas_rachford_in_ten_calls(multicoil, medical):
+    op, y, truth = multicoil
+    ten = pnp.solve(op, y, medical, algorithm="drs")
+    assert ten.calls["denoiser"] == 10
+    assert relative(ten.x, truth) < relative(pnp.solve(op, y, medical, iterations=10).x, truth)
