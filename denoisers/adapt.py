@@ -70,34 +70,49 @@ class Adapted(Denoiser):
         self.dtype = next((p.dtype for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+        images, levels = self._inside(x, sigma)
+        if x.ndim == 4:
+            out = self._batches(self._tiles, images, levels)
+        else:
+            out = sum(self._slices(images, levels, axis) for axis in self.axes) / len(self.axes)
+        out = out.reshape(x.shape).to(x.dtype) * self.scale + self.offset
+        return out if self.phase is None else _rotate(out, self.phase)
+
+    def potential(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        r"""The function g with :math:`D = I - \nabla g` of a denoiser that has one, one value for each image, (B,).
+
+        For volumes, the mean over ``axes``; tiles are not used.
+        """
+        images, levels = self._inside(x, sigma)
+        stacks = [images] if x.ndim == 4 else [images.movedim(2 + axis, 1) for axis in self.axes]
+        value = 0
+        for stack in stacks:
+            slices = stack if x.ndim == 4 else stack.flatten(0, 1)
+            each = levels.repeat_interleave(len(slices) // len(levels))
+            value = value + self._batches(self.denoiser.potential, slices, each).reshape(len(x), -1).sum(1)
+        return value / len(stacks) * torch.as_tensor(self.scale, device=x.device).reshape(-1) ** 2
+
+    def _inside(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Images and levels as the denoiser is to see them."""
         if self.phase is not None:
             x = _rotate(x, self.phase.conj())
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
         level = (level / torch.as_tensor(self.scale, device=x.device).reshape(-1)).expand(len(x))
-        out = self._run((x - self.offset) / self.scale, level) * self.scale + self.offset
-        return out if self.phase is None else _rotate(out, self.phase)
-
-    def _run(self, x: Tensor, level: Tensor) -> Tensor:
+        x = (x - self.offset) / self.scale
         if self.channels is None:
             self.channels = x.shape[1] > 1 and not accepts(self.denoiser, x.shape[1], x.device, self.dtype or x.dtype)
         images = x.flatten(0, 1)[:, None] if self.channels else x
-        levels = level.repeat_interleave(x.shape[1]) if self.channels else level
-        images = images.to(self.dtype or x.dtype)
-        if x.ndim == 4:
-            out = self._batches(images, levels)
-        else:
-            out = sum(self._slices(images, levels, axis) for axis in self.axes) / len(self.axes)
-        return out.reshape(x.shape).to(x.dtype)
+        return images.to(self.dtype or x.dtype), level.repeat_interleave(x.shape[1]) if self.channels else level
 
     def _slices(self, volumes: Tensor, levels: Tensor, axis: int) -> Tensor:
         """Volumes (B, C, D, H, W), slice by slice."""
         slices = volumes.movedim(2 + axis, 1)
-        out = self._batches(slices.flatten(0, 1), levels.repeat_interleave(slices.shape[1]))
+        out = self._batches(self._tiles, slices.flatten(0, 1), levels.repeat_interleave(slices.shape[1]))
         return out.reshape(slices.shape).movedim(1, 2 + axis)
 
-    def _batches(self, images: Tensor, levels: Tensor) -> Tensor:
+    def _batches(self, function: Callable, images: Tensor, levels: Tensor) -> Tensor:
         parts = zip(images.split(self.batch), levels.split(self.batch))
-        return torch.cat([self._tiles(*part) for part in parts])
+        return torch.cat([function(*part) for part in parts])
 
     def _tiles(self, images: Tensor, levels: Tensor) -> Tensor:
         if self.tile is None or max(images.shape[-2:]) <= self.tile:

@@ -21,7 +21,7 @@ class TotalVariation(deepinv.models.TVDenoiser):
     """
 
     def __init__(self, weight: float = 0.8, iterations: int = 200):
-        super().__init__(n_it_max=iterations)
+        super().__init__(n_it_max=iterations, tau=0.05, crit=1e-6)
         self.weight = weight
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:

@@ -77,6 +77,13 @@ class Problem:
         """A'A u of the normalised problem."""
         return self.measured.normal(u) / self.norm
 
+    def gradient(self, u: Tensor) -> Tensor:
+        """Gradient of |A u - y|^2 / 2."""
+        began = time.perf_counter()
+        gradient = self.normal(u) - self.adjoint_y
+        self.seconds["data"] += time.perf_counter() - began
+        return gradient
+
     def data_step(self, z: Tensor, rho: Tensor, iterations: int = 15, tolerance: float = 1e-3) -> Tensor:
         """argmin |A u - y|^2 + rho |u - z|^2: in closed form, or by conjugate gradients started at z."""
         began = time.perf_counter()
@@ -100,10 +107,29 @@ class Problem:
         self.seconds["denoiser"] += time.perf_counter() - began
         return u
 
+    def potential(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """The function g whose gradient is u - D(u), (B, 1, ...)."""
+        if not hasattr(self._denoiser.denoiser, "potential"):
+            raise TypeError(
+                'denoiser: expected one with a potential, such as denoisers.load("gradient-step"), got '
+                f"{type(self._denoiser.denoiser).__name__}"
+            )
+        began = time.perf_counter()
+        value = self._denoiser.potential(u, sigma)
+        self.seconds["denoiser"] += time.perf_counter() - began
+        return _per_item(value, u)
+
     def tikhonov(self, rho: float, iterations: int = 30, tolerance: float = 1e-3) -> Tensor:
         """argmin |A u - y|^2 + rho |u|^2."""
         zero = torch.zeros_like(self.measured.adjoint_y)
         return self.data_step(zero, torch.full_like(self.norm, rho), iterations, tolerance)
+
+    def data_term(self, u: Tensor) -> Tensor:
+        """|A u - y|^2 / 2, (B, 1, ...)."""
+        began = time.perf_counter()
+        value = self.measured.misfit(u * self.scale) / (2 * self.norm * self.scale**2)
+        self.seconds["data"] += time.perf_counter() - began
+        return value
 
     def misfit(self, u: Tensor) -> Tensor:
         """Root mean square of A u - y in units of the noise, (B, 1, ...): about 1 where u explains the data."""

@@ -105,7 +105,8 @@ def solve(
     algorithm = algorithms.find(algorithm, iterations)
     if denoiser is None and algorithm.uses_denoiser:
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
-    problem = Problem(op, y, denoiser if algorithm.uses_denoiser else None, noise, seed)
+    prior = denoiser if algorithm.uses_denoiser else getattr(algorithm, "denoiser", None)
+    problem = Problem(op, y, prior, noise, seed)
     state = (problem.first if start is None else _checked_start(start, problem),)
     schedule = list(algorithm.schedule(problem))
     split = {"setup": time.perf_counter() - began, "data": 0.0, "denoiser": 0.0}
@@ -122,6 +123,8 @@ def solve(
         history["residual"].append(problem.misfit(x).mean().item())
         for name, value in zip(("sigma", "rho"), parameters):
             history[name].append(value.mean().item())
+        if hasattr(algorithm, "objective"):
+            history.setdefault("objective", []).append(algorithm.objective(problem, state).sum().item())
         history["change"].append(moved / max(x.square().mean().sqrt().item(), 1e-12))
         if callback is not None and callback(k, x * problem.scale) is True:
             break

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import deepinv
 import numpy as np
 import pytest
 import torch
 
 import denoisers
+import operators
+from operators import coils, masks
+from operators.mri import to_complex
 from pnp import demo
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -43,12 +47,29 @@ def brain() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def kspace(brain) -> np.ndarray:
     """Fully sampled k-space (4, 96, 80) of the slice, four coils, smooth phase, a little noise."""
-    import operators
-    from operators.mri import to_complex
-
     phase = torch.linspace(-1, 1, 80)[None, :] + 0.5 * torch.linspace(-1, 1, 96)[:, None] ** 2
     image = torch.cat([brain * phase.cos(), brain * phase.sin()], 1)
-    op = operators.MRI(torch.ones(96, 80), operators.coils.birdcage((96, 80), 4))
+    op = operators.MRI(torch.ones(96, 80), coils.birdcage((96, 80), 4))
     y = op.A(image)
     y = y + 0.005 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return to_complex(y)[0].numpy()
+
+
+class LocalWiener(deepinv.models.Denoiser):
+    """A denoiser of any number of channels, homogeneous in x and sigma."""
+
+    def forward(self, x, sigma, **kwargs):
+        mean = torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
+        variance = torch.nn.functional.avg_pool2d((x - mean) ** 2, 5, 1, 2, count_include_pad=False)
+        sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1)
+        return mean + (x - mean) * (variance / (variance + sigma**2).clamp_min(1e-20))
+
+
+@pytest.fixture
+def multicoil(brain):
+    """Operator, measurements and complex truth: four coils, 2.5 times undersampled, 1 % noise."""
+    phase = 0.8 * torch.linspace(-1, 1, 80)[None, :] + 0.6 * torch.linspace(-1, 1, 96)[:, None]
+    truth = torch.cat([brain * phase.cos(), brain * phase.sin()], 1)
+    op = operators.MRI(masks.cartesian((96, 80), 2.5, 12, seed=0), coils.birdcage((96, 80), 4))
+    op.set_noise_model(deepinv.physics.GaussianNoise(0.01, rng=torch.Generator().manual_seed(0)))
+    return op, op(truth), truth

@@ -7,7 +7,7 @@ import math
 import deepinv
 import pytest
 import torch
-from deepinv.optim import HQS, L2, PnP
+from conftest import LocalWiener
 from deepinv.physics.functional.blur import gaussian_blur
 
 import operators
@@ -18,66 +18,9 @@ from pnp.data_step import conjugate_gradients
 from pnp.problem import Problem
 from pnp.spectrum import lanczos
 
-SIGMAS = [0.2, 0.1, 0.05, 0.03]
-RHOS = [0.02, 0.05, 0.2, 0.5]
-
 
 def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
-
-
-def smooth(x, sigma):
-    """A linear denoiser of any number of channels, homogeneous in x and sigma: local Wiener filtering."""
-    mean = torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
-    variance = torch.nn.functional.avg_pool2d((x - mean) ** 2, 5, 1, 2, count_include_pad=False)
-    sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1)
-    return mean + (x - mean) * (variance / (variance + sigma**2).clamp_min(1e-20))
-
-
-class Smooth(deepinv.models.Denoiser):
-    def forward(self, x, sigma, **kwargs):
-        return smooth(x, sigma)
-
-
-@pytest.fixture
-def multicoil(brain):
-    """Operator, measurements and complex truth: four coils, 2.5 times undersampled, 1 % noise."""
-    phase = 0.8 * torch.linspace(-1, 1, 80)[None, :] + 0.6 * torch.linspace(-1, 1, 96)[:, None]
-    truth = torch.cat([brain * phase.cos(), brain * phase.sin()], 1)
-    op = operators.MRI(masks.cartesian((96, 80), 2.5, 12, seed=0), coils.birdcage((96, 80), 4))
-    op.set_noise_model(deepinv.physics.GaussianNoise(0.01, rng=torch.Generator().manual_seed(0)))
-    return op, op(truth), truth
-
-
-def deepinv_hqs(op, y, denoiser, start):
-    solver = HQS(
-        data_fidelity=L2(),
-        prior=PnP(denoiser),
-        max_iter=len(SIGMAS),
-        params_algo={"stepsize": [1 / rho for rho in RHOS], "g_param": SIGMAS, "lambda": 1.0, "beta": 1.0},
-        custom_init=lambda y, physics: start,
-    )
-    with torch.no_grad():
-        return solver(y, op)
-
-
-@pytest.mark.parametrize("kind", ["blur", "single-coil", "multi-coil"])
-def test_hqs_is_deepinvs(kind, brain, multicoil):
-    denoiser = Smooth()
-    if kind == "blur":
-        op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=(1.5, 1.5)))
-        y = op(brain)
-    elif kind == "single-coil":
-        op = peer = operators.MRI(masks.cartesian((96, 80), 2, 12, seed=0))
-        y = op(torch.cat([brain, 0.3 * brain], 1))
-    else:
-        op, y, _ = multicoil
-    peer = op
-    peer.max_iter, peer.tol = 200, 1e-7
-    start = op.A_adjoint(y)
-    algorithm = pnp.algorithms.HQS(sigma=SIGMAS, rho=RHOS, cg_iterations=200, cg_tolerance=1e-6)
-    ours = pnp.solve(op, y, denoiser, algorithm=algorithm, start=start, noise=0.01).x
-    assert relative(ours, deepinv_hqs(peer, y, denoiser, start)) < 1e-3
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
@@ -310,7 +253,7 @@ def test_volumes(brain, depth):
     y = op(truth) + 0.02 * op.mask * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
     axes = []
 
-    class Slices(Smooth):
+    class Slices(LocalWiener):
         def forward(self, x, sigma, **kwargs):
             axes.append(tuple(x.shape[-2:]))
             return super().forward(x, sigma)
@@ -320,37 +263,3 @@ def test_volumes(brain, depth):
     assert set(axes) - {(32, 32)} == ({(64, 64)} if depth < 16 else {(64, 64), (24, 64)})
     assert solution.noise == pytest.approx(0.02, rel=0.3)
     assert relative(solution.x, truth) < 0.7 * relative(pnp.solve(op, y, None, algorithm="cg").x, truth)
-
-
-def test_douglas_rachford_without_reflection_is_half_quadratic_splitting(multicoil):
-    op, y, _ = multicoil
-    reflected = pnp.solve(
-        op, y, Smooth(), algorithm=pnp.algorithms.DouglasRachford(6, reflection=0.0, cg_iterations=60)
-    )
-    problem = Problem(op, y, Smooth())
-    sigma = [s * problem.scale.item() for s in reflected.history["sigma"]]
-    rho = [r * problem.norm.item() for r in reflected.history["rho"]]
-    split = pnp.algorithms.HQS(sigma=sigma, rho=rho, cg_iterations=60, cg_tolerance=1e-3)
-    assert relative(reflected.x, pnp.solve(op, y, Smooth(), algorithm=split).x) < 1e-3
-
-
-def test_douglas_rachford_against_the_minimiser():
-    """With a proximal operator for a denoiser and nothing annealed, the full reflection finds the minimiser."""
-    op = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
-    y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
-    shrink = lambda x, sigma: torch.sign(x) * (x.abs() - 0.4).clamp_min(0)  # noqa: E731
-    problem = Problem(op, y, None)
-    algorithm = pnp.algorithms.DouglasRachford(reflection=1.0)
-    state = (problem.first,)
-    problem._denoiser, rho = shrink, torch.ones_like(problem.norm)
-    for _ in range(60):
-        state = algorithm.step(problem, state, torch.tensor(0.1), rho)
-    expected = shrink(problem.adjoint_y, 0.1)  # of |x - y|^2 / 2 + 0.4 |x|
-    assert torch.allclose(state[0], expected, atol=1e-4)
-
-
-def test_douglas_rachford_in_ten_calls(multicoil, medical):
-    op, y, truth = multicoil
-    ten = pnp.solve(op, y, medical, algorithm="drs")
-    assert ten.calls["denoiser"] == 10
-    assert relative(ten.x, truth) < relative(pnp.solve(op, y, medical, iterations=10).x, truth)

@@ -1,0 +1,189 @@
+"""The algorithms: against deepinv's with the same steps, and what each promises by itself."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import deepinv
+import pytest
+import torch
+from conftest import LocalWiener
+from deepinv import optim
+from deepinv.physics.functional.blur import gaussian_blur
+
+import denoisers
+import operators
+import pnp
+from operators import masks
+from pnp import quality
+from pnp.algorithms import (
+    ADMM,
+    ALGORITHMS,
+    FISTA,
+    HQS,
+    PGD,
+    RED,
+    DouglasRachford,
+    GradientStep,
+    PrimalDual,
+    TotalVariation,
+)
+from pnp.problem import Problem
+
+SIGMAS = [0.2, 0.1, 0.05, 0.03]
+RHOS = [0.02, 0.05, 0.2, 0.5]
+CG = {"cg_iterations": 200, "cg_tolerance": 1e-6}
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture(params=["blur", "single-coil", "multi-coil"])
+def case(request, brain, multicoil):
+    """Operator, measurements and a start."""
+    if request.param == "blur":
+        op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=(1.5, 1.5)))
+        y = op(brain)
+    elif request.param == "single-coil":
+        op = operators.MRI(masks.cartesian((96, 80), 2, 12, seed=0))
+        y = op(torch.cat([brain, 0.3 * brain], 1))
+    else:
+        op, y, _ = multicoil
+    op.max_iter, op.tol = 200, 1e-7
+    return op, y, op.A_adjoint(y)
+
+
+def deepinvs(kind, op, y, start, steps, *, prior=None, dual=None, **settings):
+    """deepinv's result from the same start, with step sizes 1/rho."""
+    solver = kind(
+        data_fidelity=optim.L2(),
+        prior=prior or optim.PnP(LocalWiener()),
+        max_iter=len(steps),
+        params_algo={"stepsize": steps, "g_param": SIGMAS, "lambda": 1.0, "beta": 1.0, "a": 3} | settings,
+        custom_init=lambda y, physics: (start, start if dual is None else dual),
+    )
+    with torch.no_grad():
+        return solver(y, op)
+
+
+def ours(algorithm, op, y, start):
+    return pnp.solve(op, y, LocalWiener(), algorithm=algorithm, start=start, noise=0.01).x
+
+
+def test_hqs(case):
+    steps = [1 / rho for rho in RHOS]
+    assert relative(ours(HQS(sigma=SIGMAS, rho=RHOS, **CG), *case), deepinvs(optim.HQS, *case, steps)) < 1e-3
+
+
+def test_admm(case):
+    peer = deepinvs(optim.ADMM, *case, [1 / rho for rho in RHOS], dual=torch.zeros_like(case[-1]))
+    assert relative(ours(ADMM(sigma=SIGMAS, rho=RHOS, **CG), *case), peer) < 1e-3
+
+
+def test_douglas_rachford(case):
+    peer = deepinvs(optim.DRS, *case, [1 / rho for rho in RHOS])
+    assert relative(ours(DouglasRachford(reflection=1.0, sigma=SIGMAS, rho=RHOS, **CG), *case), peer) < 1e-3
+
+
+@pytest.mark.parametrize(("mine", "kind"), [(PGD, optim.PGD), (FISTA, optim.FISTA)])
+def test_gradient_splittings(mine, kind, case):
+    rhos = [1.2, 1.0, 1.5, 2.0]
+    peer = deepinvs(kind, *case, [1 / rho for rho in rhos])
+    assert relative(ours(mine(sigma=SIGMAS, rho=rhos), *case), peer) < 1e-4
+
+
+def test_primal_dual(case):
+    op, y, start = case
+    rhos = [0.5, 0.6, 0.9, 1.0]
+    norm = Problem(op, y, None).norm.item()
+    peer = optim.optim_iterators.CPIteration(has_cost=False)
+    flat = y.flatten(1, -3)  # deepinv's identity takes images
+    state = {"est": (start, start, torch.zeros_like(flat))}
+    maps = {"K": lambda x: op.A(x).reshape(flat.shape), "K_adjoint": lambda u: op.A_adjoint(u.reshape(y.shape))}
+    for sigma, rho in zip(SIGMAS, rhos):
+        parameters = {"stepsize": 1 / rho, "stepsize_dual": rho / norm, "g_param": sigma, "lambda": 1.0, "beta": 1.0}
+        prior = optim.PnP(LocalWiener())
+        state = peer(state, optim.L2(), prior, parameters | maps, flat, deepinv.physics.Denoising())
+    assert relative(ours(PrimalDual(sigma=SIGMAS, rho=rhos), *case), state["est"][0]) < 1e-4
+
+
+def test_regularisation_by_denoising(case):
+    op, y, start = case
+    denoiser, rho = LocalWiener(), 0.3
+    norm = Problem(op, y, None).norm.item()
+    prior = optim.RED(denoiser)
+    settings = {"lambda": rho, "beta": 1.0}
+    peer = deepinvs(optim.GD, *case, [1 / (norm + rho)] * 4, prior=prior, **settings)
+    assert relative(ours(RED(sigma=SIGMAS, rho=[rho] * 4, fixed_point=False), *case), peer) < 1e-3
+    x = start
+    for sigma, weight in zip(SIGMAS, RHOS):
+        x = optim.L2().prox(denoiser(x, sigma), y, op, gamma=1 / weight)
+    assert relative(ours(RED(sigma=SIGMAS, rho=RHOS, **CG), *case), x) < 1e-3
+
+
+def test_douglas_rachford_without_reflection_is_half_quadratic_splitting(multicoil):
+    op, y, _ = multicoil
+    reflected = pnp.solve(op, y, LocalWiener(), algorithm=DouglasRachford(6, reflection=0.0, cg_iterations=60))
+    problem = Problem(op, y, None)
+    sigma = [s * problem.scale.item() for s in reflected.history["sigma"]]
+    rho = [r * problem.norm.item() for r in reflected.history["rho"]]
+    split = HQS(sigma=sigma, rho=rho, cg_iterations=60, cg_tolerance=1e-3)
+    assert relative(reflected.x, pnp.solve(op, y, LocalWiener(), algorithm=split).x) < 1e-3
+
+
+@pytest.mark.parametrize("proximal", [True, False])
+def test_gradient_step_decreases_its_objective(proximal, multicoil):
+    op, y, truth = multicoil
+    algorithm = GradientStep(iterations=25, proximal=proximal)
+    solution = pnp.solve(op, y, denoisers.load("gradient-step"), algorithm=algorithm)
+    values = solution.history["objective"]
+    assert len(values) == solution.iterations
+    assert all(after <= before for before, after in pairwise(values))
+    assert values[-1] < 0.999 * values[0]
+    assert quality.psnr(solution.x, truth) > quality.psnr(pnp.solve(op, y, None, algorithm="cg").x, truth) + 3
+
+
+class Quadratic(deepinv.models.Denoiser):
+    """D = I - grad g for g(x) = 0.4 |x|^2 / 2."""
+
+    def forward(self, x, sigma, **kwargs):
+        return 0.6 * x
+
+    def potential(self, x, sigma):
+        return 0.2 * x.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("proximal", [True, False])
+def test_gradient_step_finds_the_minimiser(proximal, multicoil):
+    op, y, _ = multicoil
+    algorithm = GradientStep(iterations=200, proximal=proximal)
+    solution = pnp.solve(op, y, Quadratic(), algorithm=algorithm, noise=0.2)
+    weight = 0.4 * solution.history["rho"][0]
+    problem = Problem(op, y, None)
+    expected = problem.tikhonov(weight, 200, 1e-6) * problem.scale
+    assert relative(solution.x, expected) < (2e-3 if proximal else 1e-2)
+
+
+def test_gradient_step_needs_a_potential(multicoil, medical):
+    op, y, _ = multicoil
+    with pytest.raises(TypeError, match="denoiser: expected one with a potential"):
+        pnp.solve(op, y, medical, algorithm="gradient-step")
+
+
+def test_total_variation_is_minimal(brain):
+    """The subgradient at the minimiser: A'(Ax - y) = -lambda D'p with p = Dx/|Dx| where Dx is not 0, |p| <= 1."""
+    op = deepinv.physics.Denoising()
+    y = brain + 0.05 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0))
+    solution = pnp.solve(op, y, None, algorithm=TotalVariation(iterations=2000, threshold=1.0), noise=0.05)
+    peer = deepinv.models.TVDenoiser(n_it_max=3000, crit=1e-7)(y, 0.05)
+    assert relative(solution.x, peer) < 5e-3
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gradient-step", "direct", "cg"}))
+def test_by_name_better_than_without_a_prior(name, multicoil, medical):
+    op, y, truth = multicoil
+    plain = quality.psnr(pnp.solve(op, y, None, algorithm="cg").x, truth)
+    solution = pnp.solve(op, y, None if name in ("tv", "wavelet") else medical, algorithm=name)
+    assert quality.psnr(solution.x, truth) > plain + 2
+    assert {len(values) for values in solution.history.values()} == {solution.iterations}
