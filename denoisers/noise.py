@@ -26,9 +26,20 @@ def estimate_noise(x: Tensor) -> Tensor:
     return torch.stack([high_differences(image, axes=(-2, -1), order=4) for image in x])
 
 
-def high_differences(y: Tensor, axes: tuple[int, ...], order: int) -> Tensor:
-    """Median absolute deviation of differences so high that smooth structure drops out, scaled for white noise."""
+def high_differences(y: Tensor, axes: tuple[int, ...], order: int, measured: Tensor | None = None) -> Tensor:
+    """Median absolute deviation of differences so high that smooth structure drops out, scaled for white noise.
+
+    :param measured: where y holds values, in its shape; differences that take in others are left out, and the result is
+        NaN where fewer than 1500 are left.
+    """
     norm = math.sqrt(math.comb(2 * order, order)) ** len(axes)  # of the binomial stencil
     for axis in axes:
         y = torch.diff(y, order, axis)
+        for _ in range(order if measured is not None else 0):
+            n = measured.shape[axis] - 1
+            measured = measured.narrow(axis, 0, n) & measured.narrow(axis, 1, n)
+    if measured is not None:
+        y = y[measured]
+        if len(y) < 1500:
+            return y.new_full((), torch.nan)
     return y.abs().median() / (0.6745 * norm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoisers.noise import high_differences
-from operators import MRI, FanBeamCT, LowDose, ParallelBeamCT
+from operators import MRI, FanBeamCT, LowDose, NonCartesianMRI, ParallelBeamCT
 
 
 def told(op, y, noise=None) -> float | Tensor | None:
@@ -33,42 +33,61 @@ def told(op, y, noise=None) -> float | Tensor | None:
     return None
 
 
-def estimate(op, y: Tensor, image: Tensor) -> float | None:
+def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     """Estimate the standard deviation of white noise in measurements; for MRI, of each real component.
 
     MRI: from the outermost samples of k-space. Sinograms: from high differences along the detector. Measurements that
-    are images: from high differences along both directions. All of them see a little signal, too, and overestimate
-    faint noise.
+    are images, also with pixels missing: from high differences along both directions. All of them see a little signal,
+    too, and overestimate faint noise.
 
-    :param image: any image of the operator's domain.
-    :return: the estimate, or None for measurements of another kind.
+    :param image: any images of the operator's domain.
+    :return: an estimate for each item of the batch, (B,), or None for measurements of another kind.
     """
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
-        return _outer_kspace(y, op.mask, image.ndim - 2)
+        dimensions = image.ndim - 2
+        axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
+        radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+        masks = op.mask[:, 0].expand(len(y), *radius.shape)
+        return torch.stack([_outer_kspace(item, radius, mask != 0) for item, mask in zip(y, masks)])
+    if isinstance(op, NonCartesianMRI):
+        radius = op.trajectory.square().sum(1).sqrt()
+        return torch.stack([_outer_kspace(item, radius, torch.ones_like(radius, dtype=torch.bool)) for item in y])
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
-        return high_differences(y, axes=(-1,), order=6).item()
+        return torch.stack([high_differences(item, axes=(-1,), order=6) for item in y])
     if isinstance(op, deepinv.physics.Tomography):
-        return high_differences(y, axes=(-2,), order=6).item()
+        return torch.stack([high_differences(item, axes=(-2,), order=6) for item in y])
     if isinstance(y, Tensor) and y.ndim == image.ndim == 4 and y.shape[1] == image.shape[1]:
         shrunk = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
         if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8:
-            return high_differences(y, axes=(-2, -1), order=4).item()
+            return torch.stack([_image(item) for item in y])
     return None
 
 
-def _outer_kspace(y: Tensor, mask: Tensor, dimensions: int, share: float = 1 / 24) -> float:
-    """Median of |y|^2 over the outermost share of the samples; for complex noise it is 2 ln 2 times the variance."""
-    power = y.square().sum(1)  # (B, [N,] [D,] H, W)
-    axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
-    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
-    sampled = (mask[:, 0] != 0).expand(len(y), *radius.shape)
-    sampled = sampled if power.ndim == sampled.ndim else sampled[:, None].expand_as(power)
-    sampled = sampled & (power > 0)  # scanners fill what they did not measure with zeros
-    radii = radius.expand_as(power)[sampled]
-    if not len(radii):
+def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 / 24) -> Tensor:
+    """Median of |y|^2 over the outermost share of the samples; for complex noise it is 2 ln 2 times the variance.
+
+    :param y: (2, ...), real and imaginary part.
+    :param radius: distance of the samples from the middle of k-space, in the shape of the last axes of y.
+    :param sampled: which of them were measured, in the same shape.
+    """
+    power = y.square().sum(0)
+    sampled = sampled.expand_as(power) & (power > 0)  # scanners fill what they did not measure with zeros
+    if not sampled.any():
         raise ValueError("y: expected samples other than 0, got only zeros")
+    radii = radius.expand_as(power)[sampled]
     outer = radii >= torch.quantile(_thinned(radii), 1 - share)
-    return math.sqrt(power[sampled][outer].median().item() / (2 * math.log(2)))
+    return (power[sampled][outer].median() / (2 * math.log(2))).sqrt()
+
+
+def _image(y: Tensor) -> Tensor:
+    """From the highest differences for which enough pixels were measured; those that are exactly 0 were not."""
+    if torch.count_nonzero(y) > 0.9 * y.numel():
+        return high_differences(y, (-2, -1), 4)
+    for order in (4, 2, 1):
+        found = torch.stack([high_differences(y, (axis,), order, y != 0) for axis in (-2, -1)])
+        if not found.isnan().all():
+            return found.nanmean()
+    return y.square().mean().sqrt()
 
 
 def _thinned(values: Tensor, most: int = 1_000_000) -> Tensor:

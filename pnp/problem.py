@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
+import deepinv
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
@@ -60,10 +60,9 @@ class Problem:
         self.scale, self.offset, self.phase = _image_range(first)
         self.first = first / self.scale
 
-        if told is None:
-            told = noise_levels.estimate(op, y, b)
-        self.measured_noise = self._noise_from_residual() if told is None else told
-        whitened = torch.as_tensor(1.0 if uneven else self.measured_noise, device=b.device)
+        noise = _per_item(self._estimated_noise(op, y), b) if told is None else told
+        self.measured_noise = noise.item() if isinstance(noise, Tensor) and noise.numel() == 1 else noise
+        whitened = torch.as_tensor(1.0 if uneven else noise, device=b.device)
         self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
         if denoiser is not None:
             self._denoiser = self._adapted(denoiser)
@@ -138,13 +137,27 @@ class Problem:
         self.seconds["data"] += time.perf_counter() - began
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
-    def _noise_from_residual(self, rho: float = 1e-3) -> float:
-        """Noise of measurements of any kind, from what no image explains: |A u_rho - y|^2 at a small rho."""
-        squared = self.measured.misfit(self.tikhonov(rho) * self.scale)
-        left = (self.ritz_weights * (rho / (self.ritz_values.clamp_min(0) + rho)) ** 2).sum(1).mean().item()
-        unknowns = self.first[0].numel()
-        freedom = max(self.measured.count - unknowns, 0) + unknowns * left
-        return math.sqrt(squared.mean().item() / max(freedom, 1))
+    def _estimated_noise(self, op: LinearPhysics, y) -> Tensor:
+        """Standard deviation of the noise in the measurements of each item, (B,).
+
+        What the measurements themselves tell is too high where they hold more than noise, what no image explains is too
+        high where the operator is not exact: of coils, which measure everything several times, the lower is taken.
+        """
+        direct = noise_levels.estimate(op, y, self.first)
+        redundant = isinstance(op, deepinv.physics.MultiCoilMRI) or getattr(op, "maps", None) is not None
+        if direct is not None and not redundant:
+            return direct
+        residual = self._noise_from_residual()
+        return residual if direct is None else torch.minimum(direct, residual)
+
+    def _noise_from_residual(self, rho: float = 3e-3) -> Tensor:
+        """What no image explains, |A u_rho - y|^2 at a small rho, and the degrees of freedom that it has."""
+        slope = self.adjoint_y - self.normal(self.first) - rho * self.first
+        u = self.first + conjugate_gradients(self.normal, slope, torch.full_like(self.norm, rho), 15)
+        squared = self.measured.misfit(u * self.scale).flatten()
+        left = (self.ritz_weights * (rho / (self.ritz_values.clamp_min(0) + rho)) ** 2).sum(1)
+        freedom = self.measured.count - self.first[0].numel() * (1 - left)
+        return (squared / freedom.clamp_min(1)).sqrt()
 
     def _adapted(self, denoiser: Callable) -> Callable:
         """The denoiser, on images in units of their range.
