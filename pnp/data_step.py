@@ -21,7 +21,7 @@ def conjugate_gradients(
     :param rho: (B, 1, ...).
     :param tolerance: relative to the norm of ``residual``, which is how far the start was from the solution.
     """
-    d, r, p = torch.zeros_like(residual), residual.clone(), residual.clone()
+    d, r, p = torch.zeros_like(residual), residual, residual
     rr = dot(r, r)
     enough = tolerance**2 * rr
     for _ in range(iterations):
@@ -30,8 +30,7 @@ def conjugate_gradients(
             break
         q = normal(p) + rho * p
         alpha = torch.where(active, rr / dot(p, q).clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
-        d += alpha * p
-        r -= alpha * q
+        d, r = d + alpha * p, r - alpha * q  # not in place, so that gradients can pass
         new = torch.where(active, dot(r, r), rr)
         p = r + torch.where(active, new / rr, 0.0) * p
         rr = new

@@ -19,7 +19,8 @@ class Measured:
     :param y: measurements: a tensor, or a ``TensorList`` of stacked operators.
     :param sigma: standard deviations, broadcastable to y, or None for noise of the same strength everywhere.
     :raises TypeError: for another kind of measurements.
-    :raises ValueError: for measurements of another shape than the operator's, with NaN or infinity, or all 0.
+    :raises ValueError: for measurements of another shape than the operator's, with NaN or infinity, or all 0, and
+        for an operator whose adjoint is not one.
     """
 
     def __init__(self, op: LinearPhysics, y, sigma: Tensor | None = None):
@@ -30,9 +31,7 @@ class Measured:
         self.adjoint_y = self.adjoint(self.y)
         if not torch.isfinite(self.adjoint_y).all():
             raise ValueError("op: its adjoint of y holds NaN or infinity")
-        expected = op.A(torch.zeros_like(self.adjoint_y))
-        if isinstance(expected, Tensor) and expected.shape != y.shape:
-            raise ValueError(f"y: expected the operator's measurements {tuple(expected.shape)}, got {tuple(y.shape)}")
+        self._check_adjoint()
 
     @property
     def energy(self) -> Tensor:
@@ -63,6 +62,20 @@ class Measured:
         if self.weight is None:
             return self.op.A_adjoint_A(x)
         return self.op.A_adjoint(self.op.A(x) * self.weight**2)
+
+    def _check_adjoint(self, tolerance: float = 0.03) -> None:
+        """Raise where A, its adjoint and its normal product do not agree on a random image."""
+        b = self.adjoint_y
+        v = torch.randn(b.shape, generator=torch.Generator(b.device).manual_seed(0), device=b.device, dtype=b.dtype)
+        seen = self.op.A(v) if self.weight is None else self.op.A(v) * self.weight
+        if isinstance(seen, Tensor) and seen.shape != self.y.shape:
+            raise ValueError(f"y: expected the operator's measurements {tuple(seen.shape)}, got {tuple(self.y.shape)}")
+        inner, energy = (sum((p * q).sum() for p, q in zip(_parts(seen), _parts(other))) for other in (self.y, seen))
+        # b off by a share e makes the first differ by about e |b|
+        if not (inner - (b * v).sum()).abs() <= tolerance * b.norm():
+            raise ValueError("op: its A_adjoint is not the adjoint of its A (see operators.check)")
+        if not (energy - (v * self.normal(v)).sum()).abs() <= tolerance * energy:
+            raise ValueError("op: its A_adjoint_A is not the product of its A_adjoint and A (see operators.check)")
 
     def _squared(self, y) -> Tensor:
         total = sum(dot(part, part).flatten() for part in _parts(y))

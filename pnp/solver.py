@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from deepinv.physics import LinearPhysics
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -54,6 +57,24 @@ class Solution:
             f"noise {noise}, {calls}, {self.seconds:.2f} s)"
         )
 
+    def plot(self) -> Figure:
+        """The first image of the batch (its magnitude), and how the iteration went."""
+        image = self.x[0].detach().cpu()
+        image = image.square().sum(0).sqrt() if len(image) == 2 else image[0]
+        image = image[len(image) // 2] if image.ndim == 3 else image
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.imshow(image.numpy(), cmap="gray")
+        left.axis("off")
+        left.set_title(f"{type(self.algorithm).__name__}, {self.seconds:.1f} s")
+        names = {"residual": "residual / noise", "sigma": "denoiser level / range", "change": "relative change"}
+        for name, label in names.items():
+            right.semilogy(range(1, self.iterations + 1), self.history[name], marker=".", label=label)
+        right.axhline(1, color="gray", linewidth=0.8)
+        right.set_xlabel("iteration")
+        right.legend()
+        return figure
+
 
 class DivergenceError(RuntimeError):
     """The iteration left all bounds.
@@ -80,6 +101,7 @@ def solve(
     seed: int | None = None,
     callback: Callable[[int, Tensor], object] | None = None,
     progress: bool = False,
+    on_divergence: str = "raise",
 ) -> Solution:
     """Reconstruct the image x from measurements y = A x + noise, with a denoiser as prior. Nothing is left to tune.
 
@@ -98,9 +120,12 @@ def solve(
     :param seed: seed of all that is random; the same seed gives the same image.
     :param callback: called after each iteration as ``callback(k, x)``; when it returns True the iteration stops.
     :param progress: show a progress bar.
+    :param on_divergence: "raise" for an exception, "warn" for a warning and the image that fitted the data best.
     :raises ValueError, TypeError: for input that is wrong or does not fit together; the message names the argument.
     :raises DivergenceError: when the iteration diverges.
     """
+    if on_divergence not in ("raise", "warn"):
+        raise ValueError(f'on_divergence: expected "raise" or "warn", got {on_divergence!r}')
     began = time.perf_counter()
     algorithm = algorithms.find(algorithm, iterations)
     if denoiser is None and algorithm.uses_denoiser:
@@ -114,13 +139,20 @@ def solve(
 
     history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
     least_noise = problem.noise.min().item()
+    best, diverged = (math.inf, state[0]), False
     for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0]
         state = algorithm.step(problem, state, *parameters)
         x = state[0]
-        _guard(x, k, history)
         moved = (x - before).square().mean().sqrt().item()
+        if lost := _lost(x, k):
+            if on_divergence == "raise":
+                raise DivergenceError(lost, history)
+            warnings.warn(f"{lost} The image that fitted the data best is returned.", stacklevel=2)
+            x, diverged = best[1], True
+            break
         history["residual"].append(problem.misfit(x).mean().item())
+        best = min(best, (history["residual"][-1], x), key=lambda entry: entry[0])
         for name, value in zip(("sigma", "rho"), parameters):
             history[name].append(value.mean().item())
         if hasattr(algorithm, "objective"):
@@ -130,7 +162,7 @@ def solve(
             break
         if moved <= NO_LONGER_PAYS * least_noise:
             break
-    converged = moved <= least_noise or not algorithm.uses_denoiser
+    converged = not diverged and (moved <= least_noise or not algorithm.uses_denoiser)
     split |= problem.seconds
     return Solution(
         x=x * problem.scale,
@@ -153,15 +185,13 @@ def _checked_start(start: Tensor, problem: Problem) -> Tensor:
     return start.to(problem.first) / problem.scale
 
 
-def _guard(u: Tensor, k: int, history: dict[str, list[float]]) -> None:
-    """Images are in units of their range: far outside it, the iteration is lost."""
+def _lost(u: Tensor, k: int) -> str:
+    """What is wrong where the iteration is lost: images are in units of their range, and far outside it, it is."""
     largest = u.abs().max().item()
-    if not largest <= 1e3:
-        found = (
-            "values that are not finite" if not torch.isfinite(u).all() else f"values of {largest:.0f} times the range"
-        )
-        raise DivergenceError(
-            f"diverged in iteration {k + 1}: {found}. Is the operator's adjoint right (operators.check), and is the "
-            "denoiser one for noise levels in units of the image?",
-            history,
-        )
+    if largest <= 1e3:
+        return ""
+    found = "values that are not finite" if not torch.isfinite(u).all() else f"values of {largest:.0f} times the range"
+    return (
+        f"diverged in iteration {k + 1}: {found}. Is the operator's adjoint right (operators.check), and is the "
+        "denoiser one for noise levels in units of the image?"
+    )

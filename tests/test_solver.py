@@ -284,3 +284,45 @@ def test_volumes(brain, depth):
     assert set(axes) - {(32, 32)} == ({(64, 64)} if depth < 16 else {(64, 64), (24, 64)})
     assert solution.noise == pytest.approx(0.02, rel=0.3)
     assert relative(solution.x, truth) < 0.7 * relative(pnp.solve(op, y, None, algorithm="cg").x, truth)
+
+
+class Flipped(deepinv.physics.Denoising):
+    def A_adjoint(self, y, **kwargs):
+        return y.flip(-1)
+
+
+class Doubled(deepinv.physics.Denoising):
+    def A_adjoint_A(self, x, **kwargs):
+        return 2 * x
+
+
+@pytest.mark.parametrize(("op", "name"), [(Flipped(), "A_adjoint "), (Doubled(), "A_adjoint_A ")])
+def test_operators_that_do_not_fit_their_adjoint(op, name, brain, medical):
+    with pytest.raises(ValueError, match=f"op: its {name}is not"):
+        pnp.solve(op, brain, medical)
+
+
+def test_divergence_may_be_a_warning(multicoil):
+    op, y, _ = multicoil
+    calls = []
+
+    def denoiser(x, sigma):
+        calls.append(sigma)
+        return x if len(calls) < 5 else 40 * x
+
+    with pytest.warns(UserWarning, match="diverged in iteration"):
+        solution = pnp.solve(op, y, denoiser, on_divergence="warn")
+    assert not solution.converged
+    assert torch.isfinite(solution.x).all()
+    assert solution.history["residual"][-1] > 2 * min(solution.history["residual"])
+    fit = (op.A(solution.x) - y).square().sum() / (y != 0).sum()
+    assert fit.sqrt().item() / 0.01 == pytest.approx(min(solution.history["residual"]), rel=1e-2)
+    with pytest.raises(ValueError, match="on_divergence: expected"):
+        pnp.solve(op, y, denoiser, on_divergence="ignore")
+
+
+def test_plot_shows_every_curve(multicoil, medical, tmp_path):
+    op, y, _ = multicoil
+    figure = pnp.solve(op, y, medical, iterations=4).plot()
+    figure.savefig(tmp_path / "solution.png")
+    assert [len(line.get_xdata()) for line in figure.axes[1].lines[:3]] == [4, 4, 4]
