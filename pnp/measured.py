@@ -31,7 +31,8 @@ class Measured:
         self.adjoint_y = self.adjoint(self.y)
         if not torch.isfinite(self.adjoint_y).all():
             raise ValueError("op: its adjoint of y holds NaN or infinity")
-        self._check_adjoint()
+        with torch.no_grad():
+            self._check_adjoint()
 
     @property
     def energy(self) -> Tensor:

@@ -41,13 +41,17 @@ class Problem:
         if denoiser is not None and not callable(denoiser):
             raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
         told = noise_levels.told(op, y, noise)
-        uneven = isinstance(told, Tensor)
-        self.measured = Measured(op, y, told if uneven else None)
-        b = self.measured.adjoint_y
+        self.measured = Measured(op, y, told if isinstance(told, Tensor) else None)
         self.calls = self.measured.calls
         self.calls["denoiser"] = 0
         self.seconds = {"data": 0.0, "denoiser": 0.0}
+        with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
+            self._normalise(op, y, told, seed)
+        if denoiser is not None:
+            self._denoiser = self._adapted(denoiser)
 
+    def _normalise(self, op: LinearPhysics, y, told: float | Tensor | None, seed: int | None) -> None:
+        b, uneven = self.measured.adjoint_y, isinstance(told, Tensor)
         values, self.ritz_weights = lanczos(self.measured.normal, b, seed=seed or 0)
         self.norm = _per_item(values[:, -1], b)
         if not (self.norm > 0).all():
@@ -64,8 +68,6 @@ class Problem:
         self.measured_noise = noise.item() if isinstance(noise, Tensor) and noise.numel() == 1 else noise
         whitened = torch.as_tensor(1.0 if uneven else noise, device=b.device)
         self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
-        if denoiser is not None:
-            self._denoiser = self._adapted(denoiser)
 
     @property
     def adjoint_y(self) -> Tensor:

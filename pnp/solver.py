@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp import algorithms
+from pnp.implicit import fixed_point
 from pnp.problem import Problem
 
 # an iteration that moves the image by less than this share of the noise is the last one
@@ -88,7 +89,6 @@ class DivergenceError(RuntimeError):
         self.history = history
 
 
-@torch.no_grad()
 def solve(
     op: LinearPhysics,
     y: Tensor,
@@ -102,6 +102,7 @@ def solve(
     callback: Callable[[int, Tensor], object] | None = None,
     progress: bool = False,
     on_divergence: str = "raise",
+    gradients: str | None = None,
 ) -> Solution:
     """Reconstruct the image x from measurements y = A x + noise, with a denoiser as prior. Nothing is left to tune.
 
@@ -121,19 +122,25 @@ def solve(
     :param callback: called after each iteration as ``callback(k, x)``; when it returns True the iteration stops.
     :param progress: show a progress bar.
     :param on_divergence: "raise" for an exception, "warn" for a warning and the image that fitted the data best.
+    :param gradients: None for an image without gradients; "unrolled" for those through all iterations, with respect to
+        y and the denoiser's parameters; "implicit" for those of the fixed point that the algorithm approaches at its
+        last level, in constant memory. Scale, noise level and start count as given.
     :raises ValueError, TypeError: for input that is wrong or does not fit together; the message names the argument.
     :raises DivergenceError: when the iteration diverges.
     """
     if on_divergence not in ("raise", "warn"):
         raise ValueError(f'on_divergence: expected "raise" or "warn", got {on_divergence!r}')
+    if gradients not in (None, "unrolled", "implicit"):
+        raise ValueError(f'gradients: expected None, "unrolled" or "implicit", got {gradients!r}')
     began = time.perf_counter()
     algorithm = algorithms.find(algorithm, iterations)
     if denoiser is None and algorithm.uses_denoiser:
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
     prior = denoiser if algorithm.uses_denoiser else getattr(algorithm, "denoiser", None)
-    problem = Problem(op, y, prior, noise, seed)
-    state = (problem.first if start is None else _checked_start(start, problem),)
-    schedule = list(algorithm.schedule(problem))
+    with torch.set_grad_enabled(gradients is not None):
+        problem = Problem(op, y, prior, noise, seed)
+        state = (problem.first if start is None else _checked_start(start, problem),)
+        schedule = list(algorithm.schedule(problem))
     split = {"setup": time.perf_counter() - began, "data": 0.0, "denoiser": 0.0}
     problem.seconds.update(data=0.0, denoiser=0.0)
 
@@ -142,17 +149,18 @@ def solve(
     best, diverged = (math.inf, state[0]), False
     for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0]
-        state = algorithm.step(problem, state, *parameters)
-        x = state[0]
+        with torch.set_grad_enabled(gradients == "unrolled"):
+            state = algorithm.step(problem, state, *parameters)
+        x = state[0].detach()
         moved = (x - before).square().mean().sqrt().item()
         if lost := _lost(x, k):
             if on_divergence == "raise":
                 raise DivergenceError(lost, history)
             warnings.warn(f"{lost} The image that fitted the data best is returned.", stacklevel=2)
-            x, diverged = best[1], True
+            state, diverged = (best[1],), True
             break
         history["residual"].append(problem.misfit(x).mean().item())
-        best = min(best, (history["residual"][-1], x), key=lambda entry: entry[0])
+        best = min(best, (history["residual"][-1], state[0]), key=lambda entry: entry[0])
         for name, value in zip(("sigma", "rho"), parameters):
             history[name].append(value.mean().item())
         if hasattr(algorithm, "objective"):
@@ -162,10 +170,12 @@ def solve(
             break
         if moved <= NO_LONGER_PAYS * least_noise:
             break
+    if gradients == "implicit":
+        state = (_fixed_point(algorithm, problem, state, parameters),)
     converged = not diverged and (moved <= least_noise or not algorithm.uses_denoiser)
     split |= problem.seconds
     return Solution(
-        x=x * problem.scale,
+        x=state[0] * problem.scale,
         noise=problem.measured_noise,
         converged=converged,
         iterations=len(history["change"]),
@@ -175,6 +185,15 @@ def solve(
         split=split,
         algorithm=algorithm,
     )
+
+
+def _fixed_point(algorithm, problem: Problem, state: tuple, parameters: tuple) -> Tensor:
+    if len(state) > 1:
+        raise ValueError(
+            'gradients: "implicit" expects an algorithm that remembers the image alone, such as "hqs", "pgd" or "red", '
+            f"got {type(algorithm).__name__}"
+        )
+    return fixed_point(lambda x: algorithm.step(problem, (x,), *parameters)[0], state[0])
 
 
 def _checked_start(start: Tensor, problem: Problem) -> Tensor:
