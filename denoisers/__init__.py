@@ -2,7 +2,7 @@
 
 from denoisers.adapt import adapt
 from denoisers.continuous import ContinuousUNet
-from denoisers.convergent import Equivariant, GradientStep, lipschitz
+from denoisers.convergent import Equivariant, GradientStep, Stochastic, lipschitz
 from denoisers.library import available, load, save
 from denoisers.noise import estimate_noise
 from denoisers.training import train
@@ -13,6 +13,7 @@ __all__ = [
     "Equivariant",
     "GradientStep",
     "ResidualUNet",
+    "Stochastic",
     "adapt",
     "available",
     "estimate_noise",

@@ -82,6 +82,27 @@ class Equivariant(Denoiser):
         return out.flip(-1) if reflected else out
 
 
+class Stochastic(Denoiser):
+    """A denoiser that is given the image with fresh noise of the level it expects, as in its training.
+
+    Stochastic denoising regularisation (Renaud et al., *Plug-and-play image restoration with stochastic denoising
+    regularization*, ICML 2024), meant for regularisation by denoising with many iterations.
+
+    :param denoiser: callable ``denoiser(x, sigma)``.
+    :param seed: seed of the noise.
+    """
+
+    def __init__(self, denoiser: Callable, *, seed: int = 0):
+        super().__init__()
+        self.denoiser = denoiser
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+        noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+        return self.denoiser(x + level * noise, sigma)
+
+
 MAPS = {
     "denoiser": lambda x, d: d,
     "residual": lambda x, d: x - d,

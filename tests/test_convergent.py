@@ -67,6 +67,17 @@ def test_equivariant_denoisers_commute_with_turns_and_reflections(height, width,
         assert all(torch.equal(first(x, 0.1), second(x, 0.1)) for _ in range(3))
 
 
+def test_stochastic_denoisers_see_fresh_noise():
+    seen = []
+    denoiser = denoisers.Stochastic(lambda x, sigma: seen.append(x) or x, seed=1)
+    x, sigma = torch.rand(2, 1, 64, 64), torch.tensor([0.1, 0.4])
+    for _ in range(2):
+        denoiser(x, sigma)
+    assert [(noisy - x).std((1, 2, 3)).tolist() for noisy in seen] == [pytest.approx([0.1, 0.4], rel=0.05)] * 2
+    assert not torch.equal(*seen)
+    assert torch.equal(denoisers.Stochastic(lambda x, sigma: x, seed=1)(x, sigma), seen[0])
+
+
 def test_lipschitz_constant_of_known_maps():
     scale = torch.tensor([0.2, 0.5, 0.9, 0.1]).reshape(1, 1, 2, 2)
     x = torch.rand(3, 1, 2, 2)
