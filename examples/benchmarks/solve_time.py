@@ -73,10 +73,9 @@ def compare(label, op, y, peer, peer_y, truth, sigma, denoiser, rounds):
         times["whole"].append(seconds(lambda: pnp.solve(op, y, denoiser)))
     dpir, equal, whole = (min(found) for found in times.values())
     reached = psnr(op, y, denoiser, truth, count)
-    print(
-        f"{label}: DPIR {target:.2f} dB in {dpir:.2f} s; pnp.solve {reached:.2f} dB in {equal:.2f} s ({dpir / equal:.1f}x),"
-    )
-    print(f"  at its end {psnr(op, y, denoiser, truth):.2f} dB in {whole:.2f} s ({dpir / whole:.1f}x)")
+    print(f"{label}: DPIR {target:.2f} dB in {dpir:.2f} s")
+    print(f"  pnp.solve, {count} iterations: {reached:.2f} dB in {equal:.2f} s ({dpir / equal:.1f}x)")
+    print(f"  pnp.solve: {psnr(op, y, denoiser, truth):.2f} dB in {whole:.2f} s ({dpir / whole:.1f}x)")
 
 
 def psnr(op, y, denoiser, truth, iterations=None):
