@@ -254,7 +254,7 @@ class DouglasRachford(Splitting):
     :param weights: range of lambda.
     """
 
-    iterations: int = 10
+    iterations: int = 16
     cg_iterations: int = 15
     cg_tolerance: float = 1e-3
     reflection: float = 0.6
@@ -389,7 +389,7 @@ ALGORITHMS = {
     "tv": TotalVariation(),
     "wavelet": Wavelets(),
 }
-RECOMMENDED = "hqs"
+RECOMMENDED = "drs"
 
 
 def find(algorithm, iterations: int | None):

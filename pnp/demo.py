@@ -88,7 +88,7 @@ def run(out: str | Path = "pnp-demo", acceleration: float = 4, noise: float = 0.
         "acceleration": acceleration,
         "coils": y.shape[2],
         "noise": noise,
-        "noise_estimated": float(solutions["pnp.solve"].noise),
+        "noise_estimated": float(torch.as_tensor(solutions["pnp.solve"].noise).mean()),
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
     }

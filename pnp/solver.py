@@ -27,7 +27,8 @@ class Solution:
     """What :func:`solve` found.
 
     :param x: the image (B, C, H, W), in the units that A x = y asks for.
-    :param noise: standard deviation of the noise in y that was told or estimated: a number, or a tensor like y.
+    :param noise: standard deviation of the noise in y that was told or estimated: a number, or a tensor broadcastable
+        to y, for instance one estimate for each item of a batch.
     :param converged: whether the last iteration changed the image by less than the noise.
     :param iterations: iterations that were run.
     :param history: lists with an entry an iteration: ``residual`` (root mean square of A x - y in units of the noise,
@@ -50,7 +51,8 @@ class Solution:
     algorithm: object = field(default=None)
 
     def __repr__(self) -> str:
-        noise = f"{self.noise:.3g}" if not isinstance(self.noise, Tensor) else "per measurement"
+        levels = torch.as_tensor(self.noise)
+        noise = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels.min().item(), levels.max().item())))
         state = "converged" if self.converged else "not converged"
         calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
         return (
@@ -111,7 +113,7 @@ def solve(
     :param denoiser: the prior: ``denoiser(x, sigma)`` on images (B, C, H, W), sigma in the units of x. One for grey
         images is applied to real and imaginary part of complex ones, and to volumes (B, C, D, H, W) slice by slice,
         along another axis in each iteration. Algorithms without a denoiser take None.
-    :param algorithm: None for the recommended one, the name of one (``"hqs"``, ``"cg"``, ``"direct"``), or an instance
+    :param algorithm: None for the recommended one, the name of one (``"drs"``, ``"hqs"``, ``"tv"``), or an instance
         with its own settings, for instance ``pnp.algorithms.HQS(weight=0.5)``.
     :param noise: standard deviation of the noise in y: a number, or a tensor broadcastable to y for noise of another
         strength in each measurement. None for the operator's noise model (Gaussian, or

@@ -39,6 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--algorithm", help="default the recommended one")
+    parser.add_argument("--iterations", type=int, help="default the algorithm's")
     parser.add_argument("--denoiser", default="medical")
     parser.add_argument("--only", help="names of operators, with commas between")
     parser.add_argument("--images", type=int, default=8)
@@ -47,7 +48,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = denoisers.load(options.denoiser)
-    algorithm = find(options.algorithm, None)
+    algorithm = find(options.algorithm, options.iterations)
     print("| operator | noise, estimated / true | pnp.solve | oracle | loss | DPIR, true noise |\n" + "|---" * 6 + "|")
     losses = []
     for name in options.only.split(",") if options.only else OPERATORS:
