@@ -5,6 +5,7 @@
     python examples/train_medical_denoiser.py DATA runs/medical --from medical   # goes on from the bundled weights
     python examples/train_medical_denoiser.py DATA runs/continuous --continuous
     python examples/train_medical_denoiser.py DATA runs/gradient-step --from medical --gradient-step
+    python examples/train_medical_denoiser.py DATA runs/nonexpansive --from medical --nonexpansive 1
 
 DATA holds the folders named below. An interrupted run goes on where it was when it is started again.
 """
@@ -53,6 +54,7 @@ def main():
         "--continuous", action="store_true", help="differential equations, --blocks steps at each level"
     )
     parser.add_argument("--gradient-step", action="store_true", help="train D = I - grad g")
+    parser.add_argument("--nonexpansive", type=float, default=0.0, help="weight of the penalty on expansion")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--squared-share", type=float, default=0.5, help="share of the steps in squared error")
     parser.add_argument("--seed", type=int, default=0)
@@ -80,6 +82,7 @@ def main():
         steps=options.steps,
         learning_rate=options.learning_rate,
         squared_share=options.squared_share,
+        nonexpansive=options.nonexpansive,
         seed=options.seed,
         card=CARD,
     )
