@@ -1,0 +1,207 @@
+"""Splitting algorithms: a step for the data and a call of the denoiser in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pnp.problem import Problem
+from pnp.schedules import log_spaced
+
+State = tuple
+Schedule = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What the algorithms share whose iterations consist of a step for the data and a call of the denoiser.
+
+    :param iterations: number of iterations, one denoiser call each.
+    :param sigma: explicit denoiser levels in the user's units of x, instead of the rule; with ``rho``.
+    :param rho: explicit data weights in the user's units, in |Ax - y|^2 + rho |x - z|^2.
+    :param cg_iterations: most conjugate-gradient iterations in a data step that has no closed form.
+    :param cg_tolerance: residual at which they stop, relative to the first.
+    """
+
+    iterations: int = 24
+    sigma: Sequence[float] | None = None
+    rho: Sequence[float] | None = None
+    cg_iterations: int = 8
+    cg_tolerance: float = 1e-2
+    uses_denoiser = True
+
+    def __post_init__(self):
+        if (self.sigma is None) != (self.rho is None):
+            raise ValueError("sigma, rho: expected both or neither")
+        if self.sigma is not None:
+            if len(self.sigma) != len(self.rho):
+                raise ValueError(f"sigma, rho: expected equally many, got {len(self.sigma)} and {len(self.rho)}")
+            object.__setattr__(self, "iterations", len(self.sigma))
+
+    def schedule(self, problem: Problem) -> Schedule:
+        if self.sigma is None:
+            return self.rule(problem)
+        return [(s / problem.scale, r / problem.norm) for s, r in zip(self.sigma, self.rho)]
+
+    def data_step(self, problem: Problem, z: Tensor, rho: Tensor) -> Tensor:
+        return problem.data_step(z, rho, self.cg_iterations, self.cg_tolerance)
+
+
+@dataclass(frozen=True)
+class HQS(Splitting):
+    """Half-quadratic splitting with a denoiser.
+
+    Zhang et al., *Plug-and-play image restoration with deep denoiser prior* (DPIR), TPAMI 2021. The denoiser's level
+    falls geometrically from ``first`` to ``last`` times the noise level, and the data weight follows it. Further
+    parameters as in :class:`Splitting`.
+
+    :param weight: rho = weight noise^2 / sigma^2.
+    :param first: first denoiser level, in units of the image's range.
+    :param last: last denoiser level, in units of the noise.
+    """
+
+    weight: float = 0.23
+    first: float = 0.29
+    last: float = 0.5
+
+    def rule(self, problem: Problem) -> Schedule:
+        sigma = log_spaced(self.first, (self.last * problem.noise).clamp_max(self.first), self.iterations)
+        return zip(sigma, self.weight * (problem.noise / sigma) ** 2)
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        (z,) = state
+        return (problem.denoise(self.data_step(problem, z, rho), sigma),)
+
+
+@dataclass(frozen=True)
+class ADMM(HQS):
+    """Alternating direction method of multipliers with a denoiser, from a zero dual.
+
+    Venkatakrishnan, Bouman & Wohlberg, *Plug-and-play priors for model based reconstruction*, GlobalSIP 2013; with
+    levels that fall, Chan, Wang & Elgendy, TCI 2017. Parameters as in :class:`HQS`.
+    """
+
+    weight: float = 0.5
+    last: float = 0.7
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        x, u = state if len(state) > 1 else (*state, 0.0)
+        v = self.data_step(problem, x - u, rho)
+        x = problem.denoise(v + u, sigma)
+        return x, u + v - x
+
+
+@dataclass(frozen=True)
+class PGD(HQS):
+    """Proximal gradient descent (ISTA) with a denoiser: no systems to solve, but many iterations.
+
+    Forward-backward splitting; with denoisers Kamilov, Mansour & Wohlberg, SPL 2017. The step is 1/rho, by default that
+    of the operator's norm; where the level ends, the prior weighs as much as in :class:`HQS`.
+    """
+
+    iterations: int = 100
+
+    def rule(self, problem: Problem) -> Schedule:
+        sigma = log_spaced(self.first, (self.weight**0.5 * problem.noise).clamp_max(self.first), self.iterations)
+        return zip(sigma, torch.ones_like(sigma))
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        (x,) = state
+        return (problem.denoise(x - problem.gradient(x) / rho, sigma),)
+
+
+@dataclass(frozen=True)
+class FISTA(PGD):
+    """Proximal gradient descent with Nesterov's momentum (Beck & Teboulle, SIAM J Imaging Sci 2009).
+
+    The momentum is (k + 2)/(k + 3), with which the iterates converge, too (Chambolle & Dossal, JOTA 2015).
+    """
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        before, z, k = state if len(state) > 1 else (*state, *state, 0)
+        x = problem.denoise(z - problem.gradient(z) / rho, sigma)
+        return x, x + (k + 2) / (k + 3) * (x - before), k + 1
+
+
+@dataclass(frozen=True)
+class PrimalDual(PGD):
+    """Primal-dual splitting (Chambolle & Pock, J Math Imaging Vis 2011) with a denoiser.
+
+    The dual variable u of the measurements is needed only as A'u, so that the normal product suffices. The primal step
+    is 1/rho, the dual one rho.
+    """
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        before, z, u = state if len(state) > 1 else (*state, *state, 0.0)
+        u = (u + rho * problem.gradient(z)) / (1 + rho)
+        x = problem.denoise(before - u / rho, sigma)
+        return x, 2 * x - before, u
+
+
+@dataclass(frozen=True)
+class DouglasRachford(Splitting):
+    r"""Annealed Douglas-Rachford splitting with relaxed reflections.
+
+    With z the running point, v the data step at z and d the denoiser at :math:`v + r (v - z)`, the next point is
+    :math:`d + r (z - v)`. For r = 1 this is Douglas-Rachford (Lions & Mercier, 1979; with denoisers, Buzzard et al.,
+    *Plug-and-play unplugged*, SIAM J Imaging Sci 2018), for r = 0 half-quadratic splitting. A reflection lets the
+    denoiser see noise that the data step would have left to later steps, so that few steps go a long way. The data
+    weight is chosen so that the measurements' noise, as the reflection passes it on, is what the denoiser expects: with
+    the eigenvalues of A'A in ``problem.ritz_values``, :math:`\lambda = (1 + r)^2 \sum w \theta \rho / (\theta +
+    \rho)^2` for :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. Further parameters as in :class:`Splitting`.
+
+    :param reflection: r, from 0 to 1.
+    :param first: first denoiser level, in units of the image's range; the last is the noise level.
+    :param weights: range of lambda.
+    """
+
+    iterations: int = 16
+    cg_iterations: int = 15
+    cg_tolerance: float = 1e-3
+    reflection: float = 0.6
+    first: float = 0.294
+    weights: tuple[float, float] = (0.23, 1.0)
+
+    def rule(self, problem: Problem) -> Schedule:
+        last = problem.noise.clamp_max(self.first)
+        for t in torch.linspace(0, 1, self.iterations).tolist():
+            sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
+            yield sigma, self._weight(problem, sigma)
+
+    def _weight(self, problem: Problem, sigma: Tensor) -> Tensor:
+        ratio = (problem.noise / sigma) ** 2
+        theta = problem.ritz_values.clamp_min(0)
+        weight = torch.full_like(ratio, 0.35)
+        for _ in range(8):
+            rho = (weight * ratio).reshape(-1, 1)
+            passed = (problem.ritz_weights * theta * rho / (theta + rho) ** 2).sum(1).reshape(ratio.shape)
+            weight = 0.5 * weight + 0.5 * ((1 + self.reflection) ** 2 * passed).clamp(*self.weights)
+        return weight * ratio
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        z, r = state[-1], self.reflection
+        v = self.data_step(problem, z, rho)
+        d = problem.denoise(v + r * (v - z), sigma)
+        return d, d + r * (z - v)
+
+
+@dataclass(frozen=True)
+class RED(HQS):
+    """Regularisation by denoising: the image at which the pull of the data balances rho (x - D(x)).
+
+    Romano, Elad & Milanfar, *The little engine that could*, SIAM J Imaging Sci 2017. Parameters as in :class:`HQS`.
+
+    :param fixed_point: True for their fixed-point iteration, with a data step; False for gradient descent.
+    """
+
+    fixed_point: bool = True
+
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
+        (x,) = state
+        d = problem.denoise(x, sigma)
+        if self.fixed_point:
+            return (self.data_step(problem, d, rho),)
+        return (x - (problem.gradient(x) + rho * (x - d)) / (1 + rho),)
