@@ -187,3 +187,13 @@ def test_by_name_better_than_without_a_prior(name, multicoil, medical):
     solution = pnp.solve(op, y, None if name in ("tv", "wavelet") else medical, algorithm=name)
     assert quality.psnr(solution.x, truth) > plain + 2
     assert {len(values) for values in solution.history.values()} == {solution.iterations}
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_units_do_not_matter(name, multicoil, medical):
+    op, y, _ = multicoil
+    denoiser = denoisers.load("gradient-step") if name == "gradient-step" else medical
+    x = pnp.solve(op, y, denoiser, algorithm=name, iterations=4).x
+    scaled = operators.MRI(op.mask[0, 0], 30 * op.maps[0])
+    other = pnp.solve(scaled, 1e3 * y, denoiser, algorithm=name, iterations=4, noise=10.0).x
+    assert relative(other, 1e3 / 30 * x) < 5e-3
