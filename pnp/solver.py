@@ -56,7 +56,7 @@ class Solution:
         state = "converged" if self.converged else "not converged"
         calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
         return (
-            f"Solution(x {tuple(self.x.shape)} by {self.algorithm}: {state} after {self.iterations} iterations, "
+            f"Solution(x {tuple(self.x.shape)} by {type(self.algorithm).__name__}: {state} after {self.iterations} iterations, "
             f"noise {noise}, {calls}, {self.seconds:.2f} s)"
         )
 
