@@ -1,6 +1,7 @@
 """Plug-and-play reconstruction for medical imaging, chained into segmentation."""
 
 from pnp import algorithms, io
+from pnp.sampling import Samples, sample
 from pnp.solver import DivergenceError, Solution, solve
 
-__all__ = ["DivergenceError", "Solution", "algorithms", "io", "solve"]
+__all__ = ["DivergenceError", "Samples", "Solution", "algorithms", "io", "sample", "solve"]

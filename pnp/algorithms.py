@@ -15,17 +15,20 @@ from dataclasses import replace
 
 from pnp.baselines import ConjugateGradients, Direct, TotalVariation, Wavelets
 from pnp.descent import GradientStep
+from pnp.diffusion import DDS, DiffPIR
 from pnp.splitting import ADMM, FISTA, HQS, PGD, RED, DouglasRachford, PrimalDual
 
 __all__ = [
     "ADMM",
     "ALGORITHMS",
+    "DDS",
     "FISTA",
     "HQS",
     "PGD",
     "RECOMMENDED",
     "RED",
     "ConjugateGradients",
+    "DiffPIR",
     "Direct",
     "DouglasRachford",
     "GradientStep",
@@ -45,6 +48,8 @@ ALGORITHMS = {
     "red": RED(),
     "red-gradient": RED(iterations=100, fixed_point=False),
     "gradient-step": GradientStep(),
+    "diffpir": DiffPIR(),
+    "dds": DDS(),
     "direct": Direct(),
     "cg": ConjugateGradients(),
     "tv": TotalVariation(),

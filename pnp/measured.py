@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from deepinv.physics import LinearPhysics
 from deepinv.utils import TensorList
@@ -63,6 +65,14 @@ class Measured:
         if self.weight is None:
             return self.op.A_adjoint_A(x)
         return self.op.A_adjoint(self.op.A(x) * self.weight**2)
+
+    def repeated(self, count: int) -> Measured:
+        """The same measurements ``count`` times, as a batch; of a single item."""
+        many = copy.copy(self)
+        parts = [part.repeat_interleave(count, 0) for part in _parts(self.y)]
+        many.y = parts[0] if isinstance(self.y, Tensor) else TensorList(parts)
+        many.adjoint_y = self.adjoint_y.repeat_interleave(count, 0)
+        return many
 
     def _check_adjoint(self, tolerance: float = 0.03) -> None:
         """Raise where A, its adjoint and its normal product do not agree on a random image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -42,6 +43,7 @@ class Problem:
             raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
         told = noise_levels.told(op, y, noise)
         self.measured = Measured(op, y, told if isinstance(told, Tensor) else None)
+        self.generator = torch.Generator(self.measured.adjoint_y.device).manual_seed(seed or 0)
         self.calls = self.measured.calls
         self.calls["denoiser"] = 0
         self.seconds = {"data": 0.0, "denoiser": 0.0}
@@ -107,6 +109,26 @@ class Problem:
         u = self._denoiser(u, sigma)
         self.seconds["denoiser"] += time.perf_counter() - began
         return u
+
+    def white(self) -> Tensor:
+        """A fresh image of white noise with standard deviation 1."""
+        b = self.measured.adjoint_y
+        return torch.randn(b.shape, generator=self.generator, device=b.device, dtype=b.dtype)
+
+    def repeated(self, count: int) -> Problem:
+        """The same problem ``count`` times, as a batch; of a single item."""
+        many = copy.copy(self)
+        many.measured = self.measured.repeated(count)
+        many._denoiser = copy.copy(self._denoiser)
+        for owner, names in (
+            (many, ("norm", "scale", "offset", "noise", "first", "ritz_values", "ritz_weights")),
+            (many._denoiser, ("offset", "phase")),
+        ):
+            for name in names:
+                value = getattr(owner, name)
+                if isinstance(value, Tensor):
+                    setattr(owner, name, value.repeat_interleave(count, 0))
+        return many
 
     def potential(self, u: Tensor, sigma: Tensor) -> Tensor:
         """The function g whose gradient is u - D(u), (B, 1, ...)."""

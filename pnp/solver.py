@@ -56,8 +56,8 @@ class Solution:
         state = "converged" if self.converged else "not converged"
         calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
         return (
-            f"Solution(x {tuple(self.x.shape)} by {type(self.algorithm).__name__}: {state} after {self.iterations} iterations, "
-            f"noise {noise}, {calls}, {self.seconds:.2f} s)"
+            f"Solution(x {tuple(self.x.shape)} by {type(self.algorithm).__name__}: {state} after {self.iterations} "
+            f"iterations, noise {noise}, {calls}, {self.seconds:.2f} s)"
         )
 
     def plot(self) -> Figure:
@@ -145,22 +145,40 @@ def solve(
         schedule = list(algorithm.schedule(problem))
     split = {"setup": time.perf_counter() - began, "data": 0.0, "denoiser": 0.0}
     problem.seconds.update(data=0.0, denoiser=0.0)
+    with torch.set_grad_enabled(gradients == "unrolled"):
+        state, history, moved = iterate(problem, algorithm, schedule, state, callback, progress, on_divergence)
+    if gradients == "implicit":
+        state = (_fixed_point(algorithm, problem, state, schedule[-1]),)
+    return Solution(
+        x=state[0] * problem.scale,
+        noise=problem.measured_noise,
+        converged=moved <= problem.noise.min().item() or not algorithm.uses_denoiser,
+        iterations=len(history["change"]),
+        history=history,
+        calls=problem.calls,
+        seconds=time.perf_counter() - began,
+        split=split | problem.seconds,
+        algorithm=algorithm,
+    )
 
+
+def iterate(
+    problem: Problem, algorithm, schedule: list, state: tuple, callback=None, progress=False, on_divergence="raise"
+) -> tuple[tuple, dict[str, list[float]], float]:
+    """The loop that all algorithms share: the last state, the history, and how far the image moved in the end."""
     history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
     least_noise = problem.noise.min().item()
-    best, diverged = (math.inf, state[0]), False
+    best = (math.inf, state[0])
     for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
-        before = state[0]
-        with torch.set_grad_enabled(gradients == "unrolled"):
-            state = algorithm.step(problem, state, *parameters)
+        before = state[0].detach()
+        state = algorithm.step(problem, state, *parameters)
         x = state[0].detach()
         moved = (x - before).square().mean().sqrt().item()
         if lost := _lost(x, k):
             if on_divergence == "raise":
                 raise DivergenceError(lost, history)
-            warnings.warn(f"{lost} The image that fitted the data best is returned.", stacklevel=2)
-            state, diverged = (best[1],), True
-            break
+            warnings.warn(f"{lost} The image that fitted the data best is returned.", stacklevel=3)
+            return (best[1],), history, math.inf
         history["residual"].append(problem.misfit(x).mean().item())
         best = min(best, (history["residual"][-1], state[0]), key=lambda entry: entry[0])
         for name, value in zip(("sigma", "rho"), parameters):
@@ -172,21 +190,7 @@ def solve(
             break
         if moved <= NO_LONGER_PAYS * least_noise:
             break
-    if gradients == "implicit":
-        state = (_fixed_point(algorithm, problem, state, parameters),)
-    converged = not diverged and (moved <= least_noise or not algorithm.uses_denoiser)
-    split |= problem.seconds
-    return Solution(
-        x=state[0] * problem.scale,
-        noise=problem.measured_noise,
-        converged=converged,
-        iterations=len(history["change"]),
-        history=history,
-        calls=problem.calls,
-        seconds=time.perf_counter() - began,
-        split=split,
-        algorithm=algorithm,
-    )
+    return state, history, moved
 
 
 def _fixed_point(algorithm, problem: Problem, state: tuple, parameters: tuple) -> Tensor:

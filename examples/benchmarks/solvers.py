@@ -176,7 +176,7 @@ OPERATORS = {  # kind of images, operator, noise: in units of the images, for CT
 def oracle(algorithm, op, y, denoiser, sigma, truth):
     """The best of the settings for each image, with the true noise level."""
     best = None
-    starts = [op.A_adjoint(y), pnp.solve(op, y, None, algorithm="cg", noise=sigma).x, None]
+    starts = [*(pnp.solve(op, y, None, algorithm=name, noise=sigma).x for name in ("direct", "cg")), None]
     for setting in settings(algorithm):
         for start in starts:
             found = scores(pnp.solve(op, y, denoiser, algorithm=setting, noise=sigma, start=start).x, truth)
