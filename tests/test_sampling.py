@@ -12,14 +12,13 @@ from pnp import quality
 
 @pytest.mark.parametrize("name", ["diffpir", "dds"])
 def test_samples_differ_where_nothing_was_measured(name, brain, medical):
-    mask = torch.ones(1, 96, 80)
-    mask[:, 36:48, 30:42] = 0
+    mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < 0.6).float()
     op = deepinv.physics.Inpainting((1, 96, 80), mask=mask)
     y = op.A(brain + 0.02 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0)))
     samples = pnp.sample(op, y, medical, n=6, steps=12, algorithm=name, noise=0.02)
     assert samples.x.shape == (6, 1, 1, 96, 80)
-    assert samples.std[0, mask == 0].mean() > 3 * samples.std[0, mask == 1].mean()
-    assert quality.psnr(samples.mean, brain) > quality.psnr(y, brain) + 3
+    assert samples.std[0, mask == 0].mean() > 2 * samples.std[0, mask == 1].mean()
+    assert quality.psnr(samples.mean, brain) > quality.psnr(y, brain) + 8
     assert samples.calls["denoiser"] == 12  # all samples at once
 
 
