@@ -43,7 +43,7 @@ class Splitting:
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
-            return self.rule(problem)
+            return self.rule(problem)  # may give further parameters of the step
         return [(s / problem.scale, r / problem.norm) for s, r in zip(self.sigma, self.rho)]
 
     def data_step(self, problem: Problem, z: Tensor, rho: Tensor) -> Tensor:
@@ -153,7 +153,11 @@ class DouglasRachford(Splitting):
     the eigenvalues of A'A in ``problem.ritz_values``, :math:`\lambda = (1 + r)^2 \sum w \theta \rho / (\theta +
     \rho)^2` for :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. Further parameters as in :class:`Splitting`.
 
-    :param reflection: r, from 0 to 1.
+    A reflection also amplifies what A passes on weakly. Where that is little, as with a mask in k-space or in the image,
+    whose eigenvalues are 0 or near 1, r falls from 0.9 to 0.5; where the mean eigenvalue is far below 0.1, as in
+    tomography and deconvolution, it is 0.6.
+
+    :param reflection: r, from 0 to 1; None for the rule.
     :param first: first denoiser level, in units of the image's range; the last is the noise level.
     :param weights: range of lambda.
     """
@@ -161,28 +165,35 @@ class DouglasRachford(Splitting):
     iterations: int = 16
     cg_iterations: int = 15
     cg_tolerance: float = 1e-3
-    reflection: float = 0.6
+    reflection: float | None = None
     first: float = 0.294
     weights: tuple[float, float] = (0.23, 1.0)
 
     def rule(self, problem: Problem) -> Schedule:
         last = problem.noise.clamp_max(self.first)
+        mean = (problem.ritz_weights * problem.ritz_values).sum(1).reshape(last.shape)
+        strong = (mean / 0.1).clamp(0, 1)
         for t in torch.linspace(0, 1, self.iterations).tolist():
             sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
-            yield sigma, self._weight(problem, sigma)
+            r = 0.6 + strong * (0.3 - 0.4 * t) if self.reflection is None else torch.full_like(mean, self.reflection)
+            yield sigma, self._weight(problem, sigma, r), r
 
-    def _weight(self, problem: Problem, sigma: Tensor) -> Tensor:
+    def _weight(self, problem: Problem, sigma: Tensor, r: Tensor) -> Tensor:
         ratio = (problem.noise / sigma) ** 2
         theta = problem.ritz_values.clamp_min(0)
         weight = torch.full_like(ratio, 0.35)
         for _ in range(8):
             rho = (weight * ratio).reshape(-1, 1)
             passed = (problem.ritz_weights * theta * rho / (theta + rho) ** 2).sum(1).reshape(ratio.shape)
-            weight = 0.5 * weight + 0.5 * ((1 + self.reflection) ** 2 * passed).clamp(*self.weights)
+            weight = 0.5 * weight + 0.5 * ((1 + r) ** 2 * passed).clamp(*self.weights)
         return weight * ratio
 
-    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
-        z, r = state[-1], self.reflection
+    def step(
+        self, problem: Problem, state: State, sigma: Tensor, rho: Tensor, r: Tensor | float | None = None
+    ) -> State:
+        z = state[-1]
+        if r is None:  # with an explicit schedule
+            r = 0.6 if self.reflection is None else self.reflection
         v = self.data_step(problem, z, rho)
         d = problem.denoise(v + r * (v - z), sigma)
         return d, d + r * (z - v)
