@@ -153,7 +153,7 @@ class DouglasRachford(Splitting):
     the eigenvalues of A'A in ``problem.ritz_values``, :math:`\lambda = (1 + r)^2 \sum w \theta \rho / (\theta +
     \rho)^2` for :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. Further parameters as in :class:`Splitting`.
 
-    A reflection also amplifies what A passes on weakly. Where that is little, as with a mask in k-space or in the image,
+    A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
     whose eigenvalues are 0 or near 1, r falls from 0.9 to 0.5; where the mean eigenvalue is far below 0.1, as in
     tomography and deconvolution, it is 0.6.
 
