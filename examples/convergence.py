@@ -38,7 +38,7 @@ def main():
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    slice_ = F.avg_pool2d(demo.brain()[0][:1], 2)
+    slice_ = F.avg_pool2d(demo.brain()[0][:1], 3)
     slice_ = slice_ / slice_.max()
     image = torch.cat([slice_, torch.zeros_like(slice_)], 1)
     shape = tuple(image.shape[-2:])

@@ -160,8 +160,11 @@ def sum_over_coils(convolve, image: Tensor, maps: Tensor, conjugate: Tensor, pad
     bytes_each = image.numel() * image.element_size() * padding
     on_cpu = image.device.type == "cpu"
     group = torch.get_num_threads() * max(CACHE // bytes_each, 1) if on_cpu else maps.shape[1]
-    parts = zip(maps.split(group, 1), conjugate.split(group, 1))
-    return sum(convolve(s * image[:, None]).mul_(c).sum(1) for s, c in parts)
+    total = torch.zeros_like(image)
+    for some, conjugates in zip(maps.split(group, 1), conjugate.split(group, 1)):
+        for coil, factor in zip(convolve(some * image[:, None]).unbind(1), conjugates.unbind(1)):
+            total.addcmul_(coil, factor)  # a single pass through memory
+    return total
 
 
 def _centring(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
