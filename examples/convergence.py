@@ -65,7 +65,7 @@ def main():
             print(f"| {label} | {name} | {len(changes)} | {changes[-1]:.1e} |", flush=True)
         axis.set_title(f"{label}: relative change")
         axis.set_ylim(1e-7, 1)
-    axes[0, 0].legend()
+    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="upper left", title="upper row")
     cases = {"MRI": (mri, y, NOISE), "CT": (ct, sinogram, spread)}
     for axis, (label, (op, data, noise)) in zip(axes[1], cases.items()):
         for proximal in (True, False):

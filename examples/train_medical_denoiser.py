@@ -46,9 +46,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path, help="folder for weights, card, log and checkpoint")
-    parser.add_argument("--steps", type=int, default=34_000)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 48, 64, 96], help="channels of each level")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 1, 1, 1], help="of each level")
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 48, 80, 112], help="channels of each level")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 2, 1, 1], help="of each level")
     parser.add_argument("--from", dest="start", help="bundled name or weights file to go on from")
     parser.add_argument(
         "--continuous", action="store_true", help="differential equations, --blocks steps at each level"
