@@ -32,6 +32,7 @@ def main():
     parser.add_argument("data", type=Path, help="folder with IBSR_XX.nii.gz and IBSR_XX_seg.nii.gz")
     parser.add_argument("--every", type=int, default=4, help="take every n-th slice (default 4)")
     parser.add_argument("--accelerations", type=float, nargs="+", default=[4, 8])
+    parser.add_argument("--algorithm", help="default the recommended one")
     parser.add_argument("--out", type=Path, default=Path("runs/chain"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def main():
             psnr, found = [], []
             for k, image in enumerate(images):
                 op, y, truth = demo.measure(image[None], acceleration, seed=k)
-                x = pnp.solve(op, y, denoiser).x
+                x = pnp.solve(op, y, denoiser, algorithm=options.algorithm).x
                 psnr.append(quality.psnr(x, truth, image > 0).item())
                 found.append(segmenter.predict(x))
             scores = metrics.volume_dice(torch.cat(found), labels, len(classes)).tolist()
