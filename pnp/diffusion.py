@@ -13,32 +13,25 @@ import torch
 from torch import Tensor
 
 from pnp.problem import Problem
-from pnp.schedules import log_spaced
-from pnp.splitting import Schedule, Splitting, State
+from pnp.splitting import HQS, State
 
 
 @dataclass(frozen=True)
-class DiffPIR(Splitting):
+class DiffPIR(HQS):
     """Denoising diffusion for plug-and-play restoration (Zhu et al., CVPR Workshops 2023).
 
     In few iterations, fresh noise alone reaches far more than what z held, and the spread of the samples is about half
     of their error.
 
-    :param weight: rho = weight noise^2 / sigma^2.
+    Levels and data weights as in :class:`HQS`.
+
     :param renewal: share zeta of fresh noise in what is added back.
-    :param first: first level, in units of the image's range.
-    :param last: last level, in units of the noise.
     """
 
     iterations: int = 20
     weight: float = 1.0
     renewal: float = 1.0
     first: float = 1.0
-    last: float = 0.5
-
-    def rule(self, problem: Problem) -> Schedule:
-        sigma = log_spaced(self.first, (self.last * problem.noise).clamp_max(self.first), self.iterations)
-        return zip(sigma, self.weight * (problem.noise / sigma) ** 2)
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
         x, e = state if len(state) > 1 else (*state, problem.white())
