@@ -1,7 +1,10 @@
 """Segmentation networks, their training, and trained weights."""
 
+from segmentation.implicit_ukan import ImplicitUKAN2
 from segmentation.library import Segmenter, available, load, save
 from segmentation.training import train
+from segmentation.transunet import TransUNet
+from segmentation.ukan import UKAN
 from segmentation.unet import UNet
 
-__all__ = ["Segmenter", "UNet", "available", "load", "save", "train"]
+__all__ = ["ImplicitUKAN2", "Segmenter", "TransUNet", "UKAN", "UNet", "available", "load", "save", "train"]

@@ -9,24 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def augment(images: Tensor, labels: Tensor, size: int, rng: torch.Generator, heads: bool = False):
+def augment(
+    images: Tensor, labels: Tensor, size: int, rng: torch.Generator, strength: float = 1.0, heads: bool = False
+):
     """Random geometry, contrast, bias field, resolution, noise and, for skull-stripped brains, a synthetic head.
 
-    :param images: (B, 1, H, W), scaled to about [0, 1].
+    :param images: (B, C, H, W), scaled to about [0, 1].
     :param labels: (B, H, W) class numbers.
     :param size: side of the square that is cut out.
     :param rng: source of the random numbers, on the images' device.
+    :param strength: how far images are changed: 1 for a network that is to cope with any scanner, 0 for not at all.
     :param heads: put skull and scalp of random thickness and brightness around half of the images, which must be 0
         outside the brain.
-    :return: images (B, 1, size, size) and labels (B, size, size).
+    :return: images (B, C, size, size) and labels (B, size, size).
     """
-    images, labels = _geometry(images, labels, size, rng)
+    images, labels = _geometry(images, labels, size, rng, strength)
     if heads:
         images = torch.where(_coin(images, 0.5, rng), _with_head(images, rng), images)
-    images = _contrast(images, rng)
-    images = torch.where(_coin(images, 0.3, rng), _coarser(images, rng), images)
+    if strength == 0:
+        return images, labels
+    images = _contrast(images, rng, strength)
+    images = torch.where(_coin(images, 0.3 * strength, rng), _coarser(images, rng), images)
     noise = torch.randn(images.shape, generator=rng, device=images.device)
-    level = _uniform(images, 0.0, 0.06, rng) * _coin(images, 0.7, rng)
+    level = _uniform(images, 0.0, 0.06 * strength, rng) * _coin(images, 0.7, rng)
     real = images + level * noise
     imaginary = level * torch.randn(images.shape, generator=rng, device=images.device)
     return torch.where(_coin(images, 0.5, rng), torch.hypot(real, imaginary), real), labels
@@ -41,21 +46,21 @@ def _coin(like: Tensor, probability: float, rng: torch.Generator) -> Tensor:
     return _uniform(like, 0.0, 1.0, rng) < probability
 
 
-def _geometry(images: Tensor, labels: Tensor, size: int, rng: torch.Generator):
+def _geometry(images: Tensor, labels: Tensor, size: int, rng: torch.Generator, strength: float):
     """Flip, rotate (by any angle, often by quarter turns), zoom, stretch and shift."""
     count = len(images)
     height, width = images.shape[-2:]
-    turn = torch.randint(4, (count,), generator=rng, device=images.device) * (math.pi / 2)
-    angle = turn + _uniform(images, -0.35, 0.35, rng).flatten() * _coin(images, 0.7, rng).flatten()
-    zoom = torch.exp(_uniform(images, -0.3, 0.3, rng)).flatten()
-    stretch = torch.exp(_uniform(images, -0.1, 0.1, rng)).flatten()
-    mirror = torch.where(_coin(images, 0.5, rng), -1.0, 1.0).flatten()
+    turn = torch.randint(4 if strength else 1, (count,), generator=rng, device=images.device) * (math.pi / 2)
+    angle = turn + strength * _uniform(images, -0.35, 0.35, rng).flatten() * _coin(images, 0.7, rng).flatten()
+    zoom = torch.exp(strength * _uniform(images, -0.3, 0.3, rng)).flatten()
+    stretch = torch.exp(strength * _uniform(images, -0.1, 0.1, rng)).flatten()
+    mirror = torch.where(_coin(images, 0.5 if strength else 0.0, rng), -1.0, 1.0).flatten()
     cos, sin = torch.cos(angle), torch.sin(angle)
     theta = torch.zeros(count, 2, 3, device=images.device)
     across, down = size / width / zoom, size / height / zoom
     theta[:, 0, 0], theta[:, 0, 1] = mirror * cos * across * stretch, -sin * across / stretch
     theta[:, 1, 0], theta[:, 1, 1] = mirror * sin * down * stretch, cos * down / stretch
-    slack = torch.tensor([max(1 - size / width, 0.1), max(1 - size / height, 0.1)], device=images.device)
+    slack = strength * torch.tensor([max(1 - size / width, 0.1), max(1 - size / height, 0.1)], device=images.device)
     theta[:, :, 2] = (2 * torch.rand(count, 2, generator=rng, device=images.device) - 1) * slack
     grid = F.affine_grid(theta, (count, 1, size, size), align_corners=False)
     images = F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False)
@@ -63,12 +68,12 @@ def _geometry(images: Tensor, labels: Tensor, size: int, rng: torch.Generator):
     return images, labels[:, 0].long()
 
 
-def _contrast(images: Tensor, rng: torch.Generator) -> Tensor:
+def _contrast(images: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     """Gamma, and a smooth multiplicative bias field."""
-    gamma = torch.exp(_uniform(images, -0.5, 0.4, rng))
+    gamma = torch.exp(strength * _uniform(images, -0.5, 0.4, rng))
     coarse = torch.randn(len(images), 1, 4, 4, generator=rng, device=images.device)
     field = F.interpolate(coarse, images.shape[-2:], mode="bicubic", align_corners=False)
-    return images.clamp_min(0) ** gamma * torch.exp(_uniform(images, 0.0, 0.25, rng) * field)
+    return images.clamp_min(0) ** gamma * torch.exp(strength * _uniform(images, 0.0, 0.25, rng) * field)
 
 
 def _coarser(images: Tensor, rng: torch.Generator) -> Tensor:

@@ -1,12 +1,165 @@
-"""Slices with labels to train segmentation networks on."""
+"""Slices with labels to train segmentation networks on, from the formats of the field, and their splits."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-Pair = tuple[np.ndarray, np.ndarray]  # image (H, W) float32, labels (H, W) uint8
+from denoisers import weights as files
+
+Pair = tuple[np.ndarray, np.ndarray]  # image (H, W) or (C, H, W) float32, labels (H, W) uint8
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def read(path: str | Path, window: tuple[float, float] | None = None) -> dict[str, list[Pair]]:
+    """Read labelled images: the slices of each case by the case's name.
+
+    :param path: ``.npz`` with ``images`` (N, H, W) or (N, H, W, 3) and ``masks`` (N, H, W), where ``names`` may name
+        them; a folder in nnU-Net's layout (``dataset.json``, ``imagesTr``, ``labelsTr``); or a folder with ``images``
+        and ``masks`` (or ``labels``) that hold pictures or NIfTI volumes of the same names. Volumes are cut along their
+        last axis. Masks of two values are read as 0 and 1, others as class numbers.
+    :param window: range of intensities that is seen, such as (-160, 240) Hounsfield units; default from 0 to the
+        99.9th percentile.
+    :raises FileNotFoundError: where there is nothing at ``path``.
+    :raises ValueError: for another layout, or shapes that do not agree.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"path: {path} does not exist")
+    if path.suffix == ".npz":
+        pairs = _read_stack(path)
+    elif (path / "dataset.json").exists():
+        pairs = _read_nnunet(path)
+    elif (path / "images").is_dir():
+        pairs = _read_folder(path)
+    else:
+        raise ValueError(f"path: expected .npz, nnU-Net's layout, or a folder with images and masks, got {path}")
+    for name, (image, labels) in pairs.items():
+        if image.shape[1:] != labels.shape:
+            raise ValueError(f"path: {name}: expected labels {image.shape[1:]} like the image, got {labels.shape}")
+    return {name: _slices(image, labels, window) for name, (image, labels) in pairs.items()}
+
+
+def _read_stack(path: Path) -> dict[str, Pair]:
+    with np.load(path) as arrays:
+        missing = {"images", "masks"} - set(arrays.files)
+        if missing:
+            raise ValueError(f"path: expected arrays images and masks in {path}, {' and '.join(missing)} missing")
+        images, masks = arrays["images"], arrays["masks"]
+        names = map(str, arrays["names"] if "names" in arrays.files else range(len(images)))
+    if images.shape[:3] != masks.shape:
+        raise ValueError(f"path: expected masks {images.shape[:3]} like the images, got {masks.shape}")
+    return {name: (_channels_first(image, masks.ndim - 1), mask) for name, image, mask in zip(names, images, masks)}
+
+
+def _read_nnunet(path: Path) -> dict[str, Pair]:
+    ending = json.loads((path / "dataset.json").read_text()).get("file_ending", ".nii.gz")
+    pairs = {}
+    for labels in sorted((path / "labelsTr").glob(f"*{ending}")):
+        name = labels.name.removesuffix(ending)
+        channels = sorted((path / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"))
+        if not channels:
+            raise FileNotFoundError(f"path: no image {name}_0000{ending} in {path / 'imagesTr'}")
+        pairs[name] = np.concatenate([_read_image(file) for file in channels]), _read_image(labels)[0]
+    return pairs
+
+
+def _read_folder(path: Path) -> dict[str, Pair]:
+    masks = next((path / name for name in ("masks", "labels") if (path / name).is_dir()), None)
+    if masks is None:
+        raise ValueError(f"path: expected a folder masks or labels beside {path / 'images'}")
+    named = {file.name.split(".")[0]: file for file in sorted(masks.iterdir())}
+    pairs = {}
+    for file in sorted((path / "images").iterdir()):
+        name = file.name.split(".")[0]
+        if name not in named:
+            raise FileNotFoundError(f"path: no labels for {file.name} in {masks}")
+        pairs[name] = _read_image(file), _read_image(named[name], grey=True)[0]
+    return pairs
+
+
+def _read_image(file: Path, grey: bool = False) -> np.ndarray:
+    """Channels first: (C, H, W), or (C, H, W, D)."""
+    if file.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        return np.squeeze(np.asarray(nibabel.load(file).dataobj))[None]
+    if file.suffix.lower() not in PICTURES:
+        raise ValueError(f"path: expected pictures or NIfTI, got {file}")
+    from PIL import Image
+
+    picture = Image.open(file)
+    if grey and picture.mode in ("RGB", "RGBA"):
+        picture = picture.convert("L")
+    return _channels_first(np.asarray(picture)[..., :3] if picture.mode == "RGBA" else np.asarray(picture), 2)
+
+
+def _channels_first(image: np.ndarray, dimensions: int) -> np.ndarray:
+    return np.moveaxis(image, -1, 0) if image.ndim > dimensions else image[None]
+
+
+def _slices(image: np.ndarray, labels: np.ndarray, window) -> list[Pair]:
+    """Images scaled to about [0, 1]; volumes cut along their last axis."""
+    values = np.unique(labels)
+    if len(values) == 2 and values[0] == 0:
+        labels = labels > 0
+    low, high = window or (0.0, float(np.percentile(image, 99.9)) or 1.0)
+    image = (image.astype(np.float32) - low) / (high - low)
+    if window:
+        image = image.clip(0, 1)
+    if labels.ndim == 2:
+        image, labels = image[..., None], labels[..., None]
+    return [
+        (np.ascontiguousarray(image[..., k]), np.ascontiguousarray(labels[..., k], np.uint8))
+        for k in range(labels.shape[-1])
+    ]
+
+
+def split(
+    names: Sequence[str],
+    path: str | Path | None = None,
+    *,
+    validation: float = 0.15,
+    test: float = 0.15,
+    folds: int | None = None,
+    fold: int = 0,
+    seed: int = 0,
+) -> dict[str, list[str]]:
+    """Share out cases at random among ``"training"``, ``"validation"`` and ``"test"``.
+
+    :param names: names of the cases.
+    :param path: JSON file that keeps the split; where it exists, its split is returned and everything else ignored.
+    :param validation: share of the cases for validation.
+    :param test: share of the cases that is set aside for testing; it is the same for all folds.
+    :param folds: cut what is not set aside into that many folds, one of which validates.
+    :param fold: which one, from 0.
+    :param seed: seed of the order.
+    :raises ValueError: where nothing would be left to train on, or a kept split names cases that are not there.
+    """
+    if path is not None and Path(path).exists():
+        kept = json.loads(Path(path).read_text())
+        if unknown := {name for part in kept.values() for name in part} - set(names):
+            raise ValueError(f"path: {path} splits cases that are not there: {', '.join(sorted(unknown)[:5])}")
+        return kept
+    order = [sorted(names)[k] for k in np.random.default_rng(seed).permutation(len(names))]
+    tested, rest = order[: round(test * len(order))], order[round(test * len(order)) :]
+    if folds is None:
+        count = round(validation * len(order))
+        validated, training = rest[:count], rest[count:]
+    elif not 2 <= folds <= len(rest) or not 0 <= fold < folds:
+        raise ValueError(f"folds, fold: expected 2 to {len(rest)} folds and one of them, got {folds} and {fold}")
+    else:
+        validated, training = rest[fold::folds], [name for k, name in enumerate(rest) if k % folds != fold]
+    if not training:
+        raise ValueError(f"validation, test: nothing left to train on of {len(order)} cases")
+    parts = {"training": sorted(training), "validation": sorted(validated), "test": sorted(tested)}
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, (json.dumps(parts, indent=1) + "\n").encode())
+    return parts
 
 
 def read_volume(
@@ -42,21 +195,11 @@ def read_volume(
     return pairs
 
 
-def read_stack(path: str | Path, images: str = "images", labels: str = "masks") -> list[Pair]:
-    """Labelled slices of an ``.npz`` file: ``images`` (N, H, W) and ``masks`` (N, H, W) of class numbers."""
-    with np.load(path) as arrays:
-        stack, classes = arrays[images], arrays[labels]
-    if stack.shape != classes.shape or stack.ndim != 3:
-        raise ValueError(f"path: expected (N, H, W) images and labels, got {stack.shape} and {classes.shape}")
-    peak = float(stack.max()) or 1.0
-    return [(image.astype(np.float32) / peak, mask.astype(np.uint8)) for image, mask in zip(stack, classes)]
-
-
 def fit(array: np.ndarray, size: int) -> np.ndarray:
-    """Centre an array in a square of zeros, or cut the square out of its middle."""
-    out = np.zeros((size, size), array.dtype)
-    source, target = [], []
-    for n in array.shape:
+    """Centre the last two dimensions in a square of zeros, or cut the square out of their middle."""
+    out = np.zeros((*array.shape[:-2], size, size), array.dtype)
+    source, target = [...], [...]
+    for n in array.shape[-2:]:
         start, room = max((n - size) // 2, 0), max((size - n) // 2, 0)
         source.append(slice(start, start + min(n, size)))
         target.append(slice(room, room + min(n, size)))

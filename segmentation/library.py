@@ -2,48 +2,114 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from scipy import ndimage, optimize
 from torch import Tensor, nn
 
 from denoisers import weights as files
+from segmentation.data import Pair
+from segmentation.implicit_ukan import ImplicitUKAN2
+from segmentation.transunet import TransUNet
+from segmentation.ukan import UKAN
 from segmentation.unet import UNet
 
 BUNDLED = Path(__file__).parent / "bundled"
-ARCHITECTURES = {"UNet": UNet}
+ARCHITECTURES = {network.__name__: network for network in (UNet, TransUNet, UKAN, ImplicitUKAN2)}
 
 
 class Segmenter(nn.Module):
-    """A segmentation network with the names of its classes and what its images must look like.
+    """A segmentation network with the names of its classes, applied to images of any units.
 
-    :param network: maps images (B, 1, H, W) of unit mean square to logits (B, K, H, W).
+    :param network: maps images (B, C, H, W) of unit mean square to logits (B, K, H, W).
     :param classes: names of the K classes, the background first.
+    :param temperature: what the logits are divided by, see :meth:`calibrate`.
     """
 
-    def __init__(self, network: nn.Module, classes: tuple[str, ...]):
+    def __init__(self, network: nn.Module, classes: tuple[str, ...], temperature: float = 1.0):
         super().__init__()
-        self.network, self.classes = network, tuple(classes)
+        self.network, self.classes, self.temperature = network, tuple(classes), temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K, H, W). Images of two channels are complex, and their magnitude is segmented."""
-        if x.ndim != 4 or x.shape[1] not in (1, 2):
-            raise ValueError(f"x: expected images (B, 1, H, W), or (B, 2, H, W) complex, got shape {tuple(x.shape)}")
+        """Logits (B, K, H, W). For networks of one channel, images of two are complex: their magnitude is segmented."""
+        channels = getattr(self.network, "in_channels", 1)
+        if x.ndim != 4 or (x.shape[1] != channels and (channels, x.shape[1]) != (1, 2)):
+            complex_too = ", or (B, 2, H, W) complex" if channels == 1 else ""
+            raise ValueError(f"x: expected images (B, {channels}, H, W){complex_too}, got shape {tuple(x.shape)}")
         if not torch.isfinite(x).all():
             raise ValueError("x: expected finite values, got NaN or infinity")
-        if x.shape[1] == 2:
+        if channels == 1 and x.shape[1] == 2:
             x = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return self.network(standardise(x.float()))
+        return self.network(standardise(x.float())) / self.temperature
 
     @torch.no_grad()
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Class probabilities (B, K, H, W)."""
-        return self(x).softmax(1)
+    def probabilities(self, x: Tensor, *, flips: bool = False, tile: int | None = None) -> Tensor:
+        """Class probabilities (B, K, H, W).
+
+        :param x: images (B, C, H, W); slices of a volume are a batch.
+        :param flips: average over the four mirror images, four times as slow.
+        :param tile: work on overlapping squares of this side, for images larger than those of the training; units are
+            found for each square on its own.
+        """
+        logits = self
+        if tile is not None:
+
+            def logits(x):
+                return sliding_window_inference(x, (tile, tile), 4, self, overlap=0.5, mode="gaussian")
+
+        views = ((), (-1,), (-2,), (-2, -1)) if flips else ((),)
+        return sum(logits(x.flip(view)).softmax(1).flip(view) for view in views) / len(views)
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """Class numbers (B, H, W), which index :attr:`classes`."""
-        return self(x).argmax(1)
+    def predict(self, x: Tensor, *, flips: bool = False, tile: int | None = None, smallest: int = 0) -> Tensor:
+        """Class numbers (B, H, W), which index :attr:`classes`.
+
+        :param x: images (B, C, H, W).
+        :param flips: see :meth:`probabilities`.
+        :param tile: see :meth:`probabilities`.
+        :param smallest: connected components of fewer pixels become background.
+        """
+        labels = self.probabilities(x, flips=flips, tile=tile).argmax(1)
+        return without_specks(labels, smallest) if smallest else labels
+
+    def calibrate(self, pairs: list[Pair]) -> Segmenter:
+        """Set the temperature that makes the probabilities of held-out slices most likely (Guo et al., *On calibration
+        of modern neural networks*, ICML 2017). The labels stay as they are.
+
+        :param pairs: images (H, W) or (C, H, W) with labels (H, W) that the network was not trained on.
+        """
+        self.temperature = 1.0
+        device = next(self.network.parameters()).device
+        logits, labels = [], []
+        with torch.no_grad():
+            for image, truth in pairs:
+                image = torch.from_numpy(image).to(device)
+                logits.append(self((image[None] if image.ndim == 2 else image)[None])[0].flatten(1).T)
+                labels.append(torch.from_numpy(truth).to(device).long().flatten())
+        logits, labels = torch.cat(logits), torch.cat(labels)
+
+        def loss(log_temperature: float) -> float:
+            return F.cross_entropy(logits * math.exp(-log_temperature), labels).item()
+
+        self.temperature = math.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+        return self
+
+
+def without_specks(labels: Tensor, smallest: int) -> Tensor:
+    """Class numbers (B, H, W) without the connected components (8 neighbours) of fewer pixels than ``smallest``."""
+    cleaned = labels.clone()
+    for found in cleaned:
+        for k in range(1, int(found.max()) + 1):
+            parts, _ = ndimage.label((found == k).cpu().numpy(), np.ones((3, 3)))
+            small = np.bincount(parts.ravel()) < smallest
+            small[0] = False
+            found[torch.from_numpy(small[parts]).to(found.device)] = 0
+    return cleaned
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -67,7 +133,8 @@ def load(task: str | Path = "brain-tissue", *, model: str = "unet", device=None)
             names = ", ".join(card["name"] for card in available())
             raise ValueError(f"task: no bundled weights for task {task!r}, model {model!r}; there are {names}")
     network = files.read(path, ARCHITECTURES)
-    return Segmenter(network, network.card["classes"]).to(device or "cpu").eval()
+    card = network.card
+    return Segmenter(network, card["classes"], card.get("temperature", 1.0)).to(device or "cpu").eval()
 
 
 def available() -> list[dict]:
@@ -75,13 +142,8 @@ def available() -> list[dict]:
     return [files.read_card(path) for path in sorted(BUNDLED.glob("*.safetensors"))]
 
 
-def save(network: UNet, path: str | Path, card: dict) -> Path:
+def save(network: nn.Module, path: str | Path, card: dict) -> Path:
     """Write a network where :func:`load` can read it; ``card["classes"]`` names its classes."""
     if len(card.get("classes", ())) != network.num_classes:
         raise ValueError(f"card: expected the names of {network.num_classes} classes, got {card.get('classes')}")
-    settings = {
-        "num_classes": network.num_classes,
-        "in_channels": network.in_channels,
-        "widths": list(network.widths),
-    }
-    return files.write(network, path, settings, card)
+    return files.write(network, path, network.settings, card)

@@ -1,20 +1,24 @@
-"""Training of the segmentation networks, resumable."""
+"""Training of the segmentation networks, resumable to the bit."""
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from denoisers import processes
 from denoisers import weights as files
 from segmentation.augment import augment
 from segmentation.data import Pair, fit
 from segmentation.library import save, standardise
+from segmentation.metrics import dice
 from segmentation.unet import UNet
 
 
@@ -25,13 +29,16 @@ def train(
     *,
     network: nn.Module | None = None,
     validation: list[Pair] = (),
-    steps: int = 6000,
+    epochs: int = 100,
+    steps: int | None = None,
     batch: int = 8,
     size: int = 192,
     learning_rate: float = 2e-3,
+    strength: float = 1.0,
     heads: bool = False,
+    deep_supervision: bool = False,
+    patience: int | None = None,
     half: bool | None = None,
-    validate_every: int = 500,
     save_minutes: float = 10.0,
     seed: int = 0,
     card: dict | None = None,
@@ -41,110 +48,205 @@ def train(
 
     Dice plus cross-entropy (MONAI's), AdamW with warm-up and cosine decay, gradients clipped at norm 1, moving average
     of the weights, and the augmentation of :func:`segmentation.augment.augment`. A run that was interrupted goes on
-    from ``out/checkpoint.pt`` when it is called again.
+    from ``out/checkpoint.pt`` when it is called again with the same arguments, and ends with the same weights as an
+    uninterrupted one. Under ``torchrun --nproc-per-node N`` the batch is shared out among N processes.
 
-    :param pairs: slices (H, W) with class numbers (H, W); any mix of sizes.
+    :param pairs: slices (H, W) or (C, H, W), scaled to about [0, 1], with class numbers (H, W); any mix of sizes.
     :param classes: names of the classes, the background first.
-    :param out: folder for ``checkpoint.pt``, ``weights.safetensors``, ``weights.json`` and ``log.csv``.
+    :param out: folder for ``checkpoint.pt``, ``weights.safetensors`` (those with the best Dice where there is
+        validation), ``last.safetensors``, their cards, and ``log.csv`` with a row for each epoch.
     :param network: network to train or fine-tune; default a new :class:`segmentation.UNet`.
-    :param validation: slices whose Dice is logged.
-    :param steps: number of optimiser steps.
+    :param validation: slices whose Dice, the mean over classes and slices, chooses the best epoch. Take others to
+        test on.
+    :param epochs: passes through the slices.
+    :param steps: length of an epoch in optimiser steps, default what one pass takes.
     :param batch: slices a step.
     :param size: side of the square that is cut from each slice.
     :param learning_rate: peak learning rate.
+    :param strength: of the augmentation; 0 is none.
     :param heads: put synthetic heads around skull-stripped brains, so that whole heads are segmented too.
+    :param deep_supervision: train logits from the decoder's coarser levels, too (Lee et al., 2015), for networks with
+        a list ``decoder`` of levels, finest first, of channels ``widths``.
+    :param patience: stop when the validation Dice has not improved for that many epochs.
     :param half: run in bfloat16; None for True where the processor does it fast.
+    :param save_minutes: minutes between checkpoints.
     :param seed: seed of the order, the augmentation and new weights.
     :param card: what the model card tells besides steps, CPU-hours and scores (data, licence notes).
-    :return: the network with the averaged weights.
+    :param progress: show a progress bar.
+    :return: the network with the averaged weights, of the best epoch where there is validation.
+    :raises ValueError: without slices, for labels beyond the classes, or a batch that cannot be shared out evenly.
     :raises FloatingPointError: when the loss is no longer finite.
     """
-    if not pairs:
-        raise ValueError("pairs: expected at least one labelled slice, got none")
+    rank, count = processes.join()
+    _check(pairs, classes, batch, count)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    network = (UNet(len(classes)) if network is None else network).to(memory_format=torch.channels_last)
+    channels = 1 if pairs[0][0].ndim == 2 else len(pairs[0][0])
+    network = UNet(len(classes), channels) if network is None else network
+    network = network.to(memory_format=torch.channels_last).requires_grad_()
     device = next(network.parameters()).device
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(0.998))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=0.05)
+    model = _DeeplySupervised(network) if deep_supervision else network
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=files.moving_average(0.998), use_buffers=True
+    )
+    steps = steps or -(-len(pairs) // batch)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps + 1, pct_start=0.05)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-    order, random = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
-    run = {"step": 0, "cpu_seconds": 0.0}
+    random = torch.Generator(device).manual_seed(seed + rank)
+    run = {"step": 0, "epoch": 0, "cpu_seconds": 0.0, "best": -1.0, "best_epoch": 0}
     half = files.half_is_fast(device) if half is None else half
 
     checkpoint = out / "checkpoint.pt"
-    parts = {"network": network, "averaged": averaged, "optimiser": optimiser, "rate": rate}
+    parts = {"network": model, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        order.bit_generator.state, run = saved["order"], saved["run"]
-        random.set_state(saved["random"])
+        run = saved["run"]
+        random.set_state(saved["random"][rank].cpu())
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"order": order.bit_generator.state, "random": random.get_state(), "run": run}
-        files.checkpoint(checkpoint, states)
+        states |= {"run": run, "random": processes.collect(random.get_state())}
+        if rank == 0:
+            files.checkpoint(checkpoint, states)
 
-    canvas = size * 4 // 3
-    network.train()
+    def write(name: str, scores: dict):
+        if rank == 0:
+            save(averaged.module, out / f"{name}.safetensors", _card(run, classes, seed, len(pairs), scores, card))
+
+    model.train()
     last_save, last_cpu = time.monotonic(), time.process_time()
-    bar = tqdm(range(run["step"], steps), initial=run["step"], total=steps, disable=not progress, mininterval=5)
-    for step in bar:
-        chosen = [pairs[i] for i in order.integers(len(pairs), size=batch)]
-        images = torch.from_numpy(np.stack([fit(image, canvas) for image, _ in chosen]))[:, None].to(device)
-        labels = torch.from_numpy(np.stack([fit(mask, canvas) for _, mask in chosen])).to(device)
-        images, labels = augment(images, labels, size, random, heads)
-        images = standardise(images).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = network(images)
-        loss = criterion(logits.float(), labels[:, None])
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"training diverged at step {step}: the loss is {loss.item()}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
-        averaged.update_parameters(network)
+    hidden = rank > 0 or not progress
+    for epoch in range(run["epoch"], epochs):
+        order = _order(len(pairs), epoch, steps * batch, seed)
+        start = run["step"] - epoch * steps
+        for step in tqdm(range(start, steps), f"epoch {epoch + 1}/{epochs}", steps, False, mininterval=5, disable=hidden):
+            chosen = [pairs[i] for i in order[step * batch : (step + 1) * batch][rank::count]]
+            images, labels = _batch(chosen, size, device)
+            images, labels = augment(images, labels, size, random, strength, heads)
+            images = standardise(images).to(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                logits = model(images)
+            loss = _loss(criterion, logits, labels)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            processes.average(p.grad for p in model.parameters() if p.grad is not None)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            rate.step()
+            averaged.update_parameters(network)
+            run["step"] += 1
+            run["cpu_seconds"] += time.process_time() - last_cpu
+            last_cpu = time.process_time()
+            if processes.any_of(time.monotonic() - last_save > 60 * save_minutes):
+                save_checkpoint()
+                last_save = time.monotonic()
 
-        run["step"] = step + 1
-        run["cpu_seconds"] += time.process_time() - last_cpu
-        last_cpu = time.process_time()
-        if run["step"] % validate_every == 0 or run["step"] == steps:
-            run["dice"] = validate(averaged.module, validation, classes) if len(validation) else {}
-            scores = ",".join(f"{name}={value:.4f}" for name, value in run["dice"].items())
-            with (out / "log.csv").open("a") as log:
-                log.write(f"{run['step']},{run['cpu_seconds']:.0f},{loss.item():.4f},{scores}\n")
-        if time.monotonic() - last_save > 60 * save_minutes or run["step"] == steps:
+        run["epoch"] = epoch + 1
+        scores = validate(averaged.module, validation, classes) if len(validation) else {}
+        mean = float(np.mean(list(scores.values()))) if scores else 0.0
+        if rank == 0:
+            _log(out / "log.csv", {"epoch": epoch + 1, "cpu_seconds": round(run["cpu_seconds"]), "loss": loss.item()} | scores)
+        if mean > run["best"] or not scores:
+            run |= {"best": mean, "best_epoch": epoch + 1}
+            write("weights", scores)
+        stopped = patience is not None and epoch + 1 - run["best_epoch"] >= patience
+        if epoch + 1 == epochs or stopped:
             save_checkpoint()
-            last_save = time.monotonic()
-            save(averaged.module, out / "weights.safetensors", _card(run, classes, seed, len(pairs), card))
-    return averaged.module.eval()
+            write("last", scores)
+        if stopped:
+            break
+        last_cpu = time.process_time()
+    return files.read(out / "weights.safetensors", {type(network).__name__: type(network)}).to(device)
+
+
+def _check(pairs: list[Pair], classes: tuple[str, ...], batch: int, count: int) -> None:
+    if not pairs:
+        raise ValueError("pairs: expected at least one labelled slice, got none")
+    largest = max(labels.max() for _, labels in pairs)
+    if largest >= len(classes):
+        raise ValueError(f"pairs: expected labels below {len(classes)}, the number of classes, got {largest}")
+    if batch % count:
+        raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
+
+
+def _order(slices: int, epoch: int, length: int, seed: int) -> np.ndarray:
+    """Which slices an epoch goes through, each as often as any other."""
+    rng = np.random.default_rng((seed, epoch))
+    return np.concatenate([rng.permutation(slices) for _ in range(-(-length // slices))])[:length]
+
+
+def _batch(pairs: list[Pair], size: int, device) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S) and labels (B, S, S) on a canvas that leaves the augmentation room."""
+    canvas = size * 4 // 3
+    images = torch.from_numpy(np.stack([fit(image, canvas) for image, _ in pairs]))
+    labels = torch.from_numpy(np.stack([fit(mask, canvas) for _, mask in pairs]))
+    return (images[:, None] if images.ndim == 3 else images).to(device), labels.to(device)
+
+
+def _loss(criterion: nn.Module, logits: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+    """Of one or several resolutions, finest first, whose weights halve."""
+    logits = [logits] if isinstance(logits, Tensor) else logits
+    labels, total, weights = labels[:, None], 0.0, 0.0
+    for k, part in enumerate(logits):
+        target = F.interpolate(labels.float(), part.shape[-2:], mode="nearest").long()
+        total, weights = total + 0.5**k * criterion(part.float(), target), weights + 0.5**k
+    return total / weights
+
+
+class _DeeplySupervised(nn.Module):
+    """A network and 1 x 1 convolutions from its decoder's coarser levels to logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        if not hasattr(network, "widths") or not isinstance(getattr(network, "decoder", None), nn.ModuleList):
+            raise ValueError(f"deep_supervision: expected a network with decoder levels, got {type(network).__name__}")
+        self.network = network
+        widths = network.widths[1 : len(network.decoder)]
+        self.heads = nn.ModuleList(nn.Conv2d(width, network.num_classes, 1) for width in widths)
+        self.seen = {}
+        for k, level in enumerate(network.decoder[1:]):
+            level.register_forward_hook(lambda module, inputs, output, k=k: self.seen.update({k: output}))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.network(x)] + [head(self.seen[k]) for k, head in enumerate(self.heads)]
 
 
 @torch.no_grad()
 def validate(network: nn.Module, pairs: list[Pair], classes: tuple[str, ...]) -> dict[str, float]:
-    """Dice of each class but the background, over all pixels of all slices together."""
+    """Mean Dice of each class but the background over the slices that show it or where it is found."""
     network.eval()
     device = next(network.parameters()).device
-    overlap, total = np.zeros(len(classes)), np.zeros(len(classes))
+    scores = []
     for image, labels in pairs:
-        found = network(standardise(torch.from_numpy(image)[None, None].to(device))).argmax(1)[0].cpu().numpy()
-        for k in range(len(classes)):
-            overlap[k] += 2 * np.sum((found == k) & (labels == k))
-            total[k] += np.sum(found == k) + np.sum(labels == k)
-    return {name: float(o / max(t, 1)) for name, o, t in zip(classes[1:], overlap[1:], total[1:])}
+        image = torch.from_numpy(image).to(device)
+        image = (image[None] if image.ndim == 2 else image)[None]
+        found = network(standardise(image)).argmax(1).cpu()
+        scores.append(dice(found, torch.from_numpy(labels)[None].long(), len(classes))[0])
+    return dict(zip(classes[1:], torch.stack(scores).nanmean(0).tolist()))
 
 
-def _card(run: dict, classes, seed: int, count: int, extra: dict | None) -> dict:
+def _log(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow({key: round(value, 4) for key, value in row.items()})
+
+
+def _card(run: dict, classes, seed: int, count: int, scores: dict, extra: dict | None) -> dict:
     return {
         "classes": list(classes),
         "slices": count,
+        "epochs": run["epoch"],
         "steps": run["step"],
         "cpu_hours": round(run["cpu_seconds"] / 3600, 2),
         "seed": seed,
-        "validation_dice": {name: round(value, 4) for name, value in run.get("dice", {}).items()},
+        "validation_dice": {name: round(value, 4) for name, value in scores.items()},
     } | (extra or {})

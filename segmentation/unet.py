@@ -25,6 +25,7 @@ class UNet(nn.Module):
     def __init__(self, num_classes: int, in_channels: int = 1, widths: tuple[int, ...] = (16, 32, 64, 128, 256)):
         super().__init__()
         self.num_classes, self.in_channels, self.widths = num_classes, in_channels, tuple(widths)
+        self.settings = {"num_classes": num_classes, "in_channels": in_channels, "widths": list(widths)}
         inputs = (in_channels, *widths[:-1])
         strides = (1, *[2] * (len(widths) - 1))
         self.encoder = nn.ModuleList(_double_conv(a, b, s) for a, b, s in zip(inputs, widths, strides))
@@ -34,11 +35,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x: expected images (B, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        height, width = x.shape[-2:]
-        multiple = 2 ** (len(self.widths) - 1)
-        x = F.pad(x, (0, -width % multiple, 0, -height % multiple))
+        x, height, width = fit_multiple(x, self.in_channels, 2 ** (len(self.widths) - 1))
         skips = []
         for block in self.encoder:
             x = block(x)
@@ -46,6 +43,17 @@ class UNet(nn.Module):
         for block, grow, skip in zip(reversed(self.decoder), reversed(self.grow), reversed(skips[:-1])):
             x = block(torch.cat([grow(x), skip], 1))
         return self.head(x)[..., :height, :width]
+
+
+def fit_multiple(x: Tensor, channels: int, multiple: int) -> tuple[Tensor, int, int]:
+    """Images (B, ``channels``, H, W) with zeros added so that both sides are multiples of a number, and H and W.
+
+    :raises ValueError: where the images have another shape.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x: expected images (B, {channels}, H, W), got shape {tuple(x.shape)}")
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple)), height, width
 
 
 def _double_conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
