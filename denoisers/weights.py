@@ -93,7 +93,11 @@ def moving_average(decay: float):
 
     def update(averages, parameters, count):
         weight = 1 - min(decay, (1 + count.item()) / (10 + count.item()))
-        torch._foreach_lerp_(averages, parameters, weight)
+        for average, parameter in zip(averages, parameters):
+            if average.is_floating_point():
+                average.lerp_(parameter, weight)
+            else:  # a counter of batch normalisation
+                average.copy_(parameter)
 
     return update
 

@@ -74,7 +74,7 @@ def run(out: str | Path = "pnp-demo", acceleration: float = 4, noise: float = 0.
     images = {"fully sampled": truth} | {name: solution.x for name, solution in solutions.items()}
     for name, x in images.items():
         found = segmenter.predict(x)
-        dice = metrics.volume_dice(found, labels, len(classes))
+        dice = metrics.dice(found, labels, len(classes), pooled=True)[0]
         row = {"method": name, "psnr": None, "ssim": None, "seconds": None}
         if name in solutions:
             row["psnr"] = quality.psnr(x, truth, body).mean().item()

@@ -81,7 +81,7 @@ class ImplicitUKAN2(nn.Module):
         self.encoder = nn.ModuleList(map(level, widths, curves))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
-        self.merge = nn.ModuleList(nn.Conv2d(2 * a, a, 3, padding=1) if self.dense else nn.Identity() for a in widths)
+        self.merge = nn.ModuleList(nn.Conv2d(2 * a, a, 3, padding=1) if self.dense else nn.Identity() for a in widths[:-1])
         self.decoder = nn.ModuleList(map(level, widths[:-1], curves))
         self.head = nn.Sequential(
             nn.GroupNorm(2, widths[0]), nn.ReLU(), nn.Conv2d(widths[0], self.fold**2 * num_classes, 3, padding=1)

@@ -1,7 +1,9 @@
-"""How well labels agree, by MONAI's metrics: Dice, Hausdorff distance, surface Dice.
+"""How well labels agree, by MONAI's metrics: Dice, Hausdorff distance, surface Dice; and how far probabilities hold.
 
 Predicted and true labels are integer tensors (B, H, W); results are (B, K - 1), one column for each class but the
-background, NaN where a class is in neither (and for distances, where it is missing in one).
+background, NaN where a class is in neither (and for distances, where it is missing in one). Probabilities are (B, K,
+H, W). Scores are of each image; ``pooled=True`` counts the pixels of all images together, as papers do that average
+over batches, which large objects dominate.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou,
 from torch import Tensor
 
 
-def dice(predicted: Tensor, true: Tensor, num_classes: int) -> Tensor:
-    """Dice coefficient: twice the overlap divided by the sum of the sizes."""
-    found, wanted = _one_hot(predicted, true, num_classes)
+def dice(predicted: Tensor, true: Tensor, num_classes: int, pooled: bool = False) -> Tensor:
+    """Dice coefficient: twice the overlap divided by the sum of the sizes; (1, K - 1) if pooled."""
+    found, wanted = _one_hot(*_pool(predicted, true, pooled), num_classes)
     # a class that is in the prediction only counts 0; MONAI would leave it out
     scores = compute_dice(found, wanted, include_background=False, ignore_empty=False)
     empty = (found.sum((2, 3)) + wanted.sum((2, 3)))[:, 1:] == 0
     return scores.masked_fill(empty, torch.nan)
 
 
-def iou(predicted: Tensor, true: Tensor, num_classes: int) -> Tensor:
-    """Intersection over union."""
-    found, wanted = _one_hot(predicted, true, num_classes)
+def iou(predicted: Tensor, true: Tensor, num_classes: int, pooled: bool = False) -> Tensor:
+    """Intersection over union; (1, K - 1) if pooled."""
+    found, wanted = _one_hot(*_pool(predicted, true, pooled), num_classes)
     scores = compute_iou(found, wanted, include_background=False, ignore_empty=False)
     empty = (found.sum((2, 3)) + wanted.sum((2, 3)))[:, 1:] == 0
     return scores.masked_fill(empty, torch.nan)
@@ -51,9 +53,48 @@ def surface_dice(
     return _distance(compute_surface_dice, predicted, true, num_classes, spacing, class_thresholds=thresholds)
 
 
-def volume_dice(predicted: Tensor, true: Tensor, num_classes: int) -> Tensor:
-    """Dice of each class but the background over all slices together, (K - 1,)."""
-    return dice(predicted.reshape(1, -1, predicted.shape[-1]), true.reshape(1, -1, true.shape[-1]), num_classes)[0]
+def volume_error(predicted: Tensor, true: Tensor, num_classes: int, pooled: bool = False) -> Tensor:
+    """Size of what was found relative to the true size, minus 1; NaN where the class is not there."""
+    found, wanted = _one_hot(*_pool(predicted, true, pooled), num_classes)
+    found, wanted = (labels.sum((2, 3))[:, 1:].double() for labels in (found, wanted))
+    return torch.where(wanted > 0, found / wanted - 1, torch.nan)
+
+
+def calibration_error(probabilities: Tensor, true: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: mean distance between confidence and accuracy over bins of confidence (Naeini et
+    al., *Obtaining well calibrated probabilities using Bayesian binning*, AAAI 2015)."""
+    confidence, labels = probabilities.max(1)
+    index = (confidence * bins).long().clamp(max=bins - 1).flatten()
+    right = (labels == true).double().flatten()
+    gaps = torch.zeros(bins, dtype=torch.float64, device=right.device)
+    gaps.scatter_add_(0, index, right - confidence.double().flatten())
+    return (gaps.abs().sum() / right.numel()).item()
+
+
+def brier(probabilities: Tensor, true: Tensor) -> float:
+    """Mean over the pixels of the squared distance between probabilities and the truth, from 0 to 2 (Brier, 1950)."""
+    wanted = F.one_hot(true.long(), probabilities.shape[1]).movedim(-1, 1)
+    return (probabilities.double() - wanted).square().sum(1).mean().item()
+
+
+def risk_coverage(probabilities: Tensor, true: Tensor, points: int = 100) -> tuple[Tensor, Tensor]:
+    """Share of wrong pixels among the most confident ones, for shares of the pixels from 1/points to 1.
+
+    Geifman & El-Yaniv, *Selective classification for deep neural networks* (NeurIPS 2017).
+
+    :return: coverage (points,) and risk (points,); the mean of the risk is the area under the curve.
+    """
+    confidence, labels = probabilities.max(1)
+    wrong = (labels != true).double().flatten()[confidence.flatten().argsort(descending=True)]
+    coverage = torch.arange(1, points + 1, dtype=torch.float64) / points
+    count = (coverage * len(wrong)).long().clamp_min(1)
+    return coverage, wrong.cumsum(0).cpu()[count - 1] / count
+
+
+def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+    if not pooled or predicted.shape != true.shape:
+        return predicted, true
+    return predicted.reshape(1, -1, predicted.shape[-1]), true.reshape(1, -1, true.shape[-1])
 
 
 def _distance(metric, predicted, true, num_classes, spacing, **options) -> Tensor:

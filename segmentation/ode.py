@@ -138,7 +138,7 @@ class SecondOrderBlock(nn.Module):
 
     def force(self, x: Tensor, v: Tensor, time: float | Tensor) -> Tensor:
         """The acceleration at a time between 0 and 1."""
-        waves = torch.cos(math.pi * time * torch.arange(self.FREQUENCIES, device=x.device))
+        waves = torch.cos(math.pi * time * torch.arange(self.FREQUENCIES, dtype=self.gain.dtype, device=x.device))
         gain, shift = ((weights @ waves).view(-1, 1, 1) for weights in (self.gain, self.shift))
         inner = self.inner(torch.cat([x, v], 1) if self.coupling is None else x + self.coupling * v)
         return self.outer(F.relu(torch.addcmul(shift, gain, self.norm(inner))))

@@ -32,6 +32,15 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of published networks' outputs, which is not part of the package."""
+    folder = DATA.with_name("reference")
+    if not folder.is_dir():
+        pytest.skip("the folder of published networks' outputs is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def medical():
     return denoisers.load("medical")
 

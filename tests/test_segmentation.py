@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +13,8 @@ import segmentation
 from pnp import demo
 from segmentation import metrics
 from segmentation.augment import augment
-from segmentation.data import fit, read_stack, read_volume
+from segmentation.data import fit, read_volume
+from segmentation.library import without_specks
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_template_is_segmented(segmenter):
     """A brain of another source than the training's, against labels made from its own tissue maps."""
     image, labels = demo.brain()
     found = segmenter.predict(image)
-    scores = metrics.volume_dice(found, labels, 4)
+    scores = metrics.dice(found, labels, 4, pooled=True)[0]
     assert segmenter.classes == ("background", "CSF", "grey matter", "white matter")
     assert (scores > torch.tensor([0.7, 0.8, 0.8])).all()
     assert torch.equal(segmenter.probabilities(image).argmax(1), found)
@@ -46,7 +46,7 @@ def test_held_out_subjects(segmenter, data):
         pairs = read_volume(path, path.with_name(f"IBSR_{subject}_seg.nii.gz"), axes=(1,))[20:-20:10]
         found = torch.stack([segmenter.predict(torch.from_numpy(image)[None, None])[0] for image, _ in pairs])
         truth = torch.stack([torch.from_numpy(labels).long() for _, labels in pairs])
-        scores = metrics.volume_dice(found, truth, 4)
+        scores = metrics.dice(found, truth, 4, pooled=True)[0]
         assert (scores[1:] > 0.85).all()
         assert scores.mean() > 0.8
 
@@ -84,7 +84,7 @@ def test_metrics_against_closed_forms():
     assert metrics.surface_dice(first, second, 3, tolerance=0.5)[0, 0].item() < 0.7
     assert torch.isnan(metrics.dice(first, second, 3)[0, 1])
     assert metrics.dice(first, torch.zeros_like(first), 2).item() == 0
-    assert metrics.volume_dice(torch.cat([first, first]), torch.cat([second, first]), 2).item() == pytest.approx(0.85)
+    assert metrics.dice(torch.cat([first, first]), torch.cat([second, first]), 2, pooled=True)[0].item() == pytest.approx(0.85)
     with pytest.raises(ValueError, match="equal shapes"):
         metrics.dice(first, second[:, :-1], 3)
     with pytest.raises(ValueError, match="class numbers"):
@@ -102,44 +102,44 @@ def test_augmentation_keeps_image_and_labels_together():
         assert math.isnan(fluid) or white > fluid
 
 
-def blobs(count, seed):
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(count):
-        labels = np.zeros((48, 40), np.uint8)
-        row, column = rng.integers(8, 28, 2)
-        labels[row : row + 12, column : column + 10] = 1
-        pairs.append((0.2 + 0.6 * labels.astype(np.float32) + 0.05 * rng.standard_normal((48, 40), np.float32), labels))
-    return pairs
+def test_specks_go():
+    labels = torch.zeros(1, 20, 20, dtype=torch.long)
+    labels[0, 2:8, 2:8], labels[0, 12, 12], labels[0, 13, 13], labels[0, 16:18, 2] = 1, 1, 1, 2
+    cleaned = without_specks(labels, 3)
+    assert (cleaned == 1).sum() == 36
+    assert (cleaned == 2).sum() == 0
+    assert (without_specks(labels, 2) == labels).all()  # the two pixels touch at a corner
 
 
-def test_training_learns(tmp_path):
-    network = segmentation.UNet(2, widths=(4, 8, 16))
-    classes = ("background", "blob")
-    options = {"steps": 160, "batch": 4, "size": 48, "learning_rate": 1e-2, "progress": False, "validate_every": 80}
-    segmentation.train(blobs(12, 0), classes, tmp_path, network=network, validation=blobs(4, 1), **options)
-    loaded = segmentation.load(tmp_path / "weights.safetensors")
-    assert loaded.classes == classes
-    found = torch.cat([loaded.predict(torch.from_numpy(image)[None, None]) for image, _ in blobs(4, 1)])
-    truth = torch.stack([torch.from_numpy(labels).long() for _, labels in blobs(4, 1)])
-    assert metrics.volume_dice(found, truth, 2).item() > 0.8
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
+def test_flips_and_tiles(segmenter):
+    image, _ = demo.brain()
+    plain = segmenter.probabilities(image[:1])
+    mirrored = segmenter.probabilities(image[:1].flip(-1), flips=True).flip(-1)
+    torch.testing.assert_close(segmenter.probabilities(image[:1], flips=True), mirrored, atol=1e-3, rtol=1e-3)
+    tiled = segmenter.probabilities(image[:1], tile=160)
+    assert tiled.shape == plain.shape
+    assert (tiled.argmax(1) == plain.argmax(1)).float().mean() > 0.97
 
 
-def test_reading_training_data(tmp_path):
-    import nibabel
+def test_temperature_is_found():
+    """Logits that are three times too large are divided by about three, and the labels stay."""
 
-    volume = np.random.default_rng(0).random((20, 10, 24)).astype(np.float32)
-    labels = (volume > 0.5).astype(np.uint8)
-    affine = np.diag([1, 2, 1, 1])
-    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "image.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "labels.nii.gz")
-    pairs = read_volume(tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz", axes=(1, 0))
-    assert [image.shape for image, _ in pairs[:1] + pairs[-1:]] == [(20, 24), (20, 24)]  # 10 x 2 mm becomes 20 x 1 mm
-    assert all(image.shape == mask.shape for image, mask in pairs)
-    nibabel.save(nibabel.Nifti1Image(labels[1:], affine), tmp_path / "other.nii.gz")
-    with pytest.raises(ValueError, match="labels: expected a volume like the image's"):
-        read_volume(tmp_path / "image.nii.gz", tmp_path / "other.nii.gz")
-    np.savez(tmp_path / "stack.npz", images=np.full((3, 8, 9), 200, np.uint8), masks=np.ones((3, 8, 9), bool))
-    assert [(image.max(), mask.shape) for image, mask in read_stack(tmp_path / "stack.npz")] == [(1.0, (8, 9))] * 3
-    assert fit(np.ones((5, 20)), 10).sum() == 50
+    class Overconfident(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x):
+            return self.weight * torch.cat([torch.zeros_like(x), x], 1)
+
+    image = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.bernoulli(image.sigmoid(), generator=torch.Generator().manual_seed(1))
+    segmenter = segmentation.Segmenter(Overconfident(), ("no", "yes"))
+    before = segmenter.probabilities(image[None, None])
+    segmenter.calibrate([(image.numpy(), labels.numpy().astype("uint8"))])
+    assert segmenter.temperature == pytest.approx(3, rel=0.15)
+    after = segmenter.probabilities(image[None, None])
+    assert (after.argmax(1) == before.argmax(1)).all()
+    truth = labels[None].long()
+    assert metrics.calibration_error(after, truth) < 0.5 * metrics.calibration_error(before, truth)
+    assert metrics.brier(after, truth) < metrics.brier(before, truth)

@@ -43,10 +43,10 @@ def main():
     for subject in VALIDATION:
         images, labels = coronal(options.data, subject)
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
-        rows.append((subject, "full, all slices", None, metrics.volume_dice(found, labels, len(classes)).tolist()))
+        rows.append((subject, "full, all slices", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()))
         images, labels = images[:: options.every], labels[:: options.every]
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
-        rows.append((subject, "full", None, metrics.volume_dice(found, labels, len(classes)).tolist()))
+        rows.append((subject, "full", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()))
         for acceleration in options.accelerations:
             psnr, found = [], []
             for k, image in enumerate(images):
@@ -54,7 +54,7 @@ def main():
                 x = pnp.solve(op, y, denoiser, algorithm=options.algorithm).x
                 psnr.append(quality.psnr(x, truth, image > 0).item())
                 found.append(segmenter.predict(x))
-            scores = metrics.volume_dice(torch.cat(found), labels, len(classes)).tolist()
+            scores = metrics.dice(torch.cat(found), labels, len(classes), pooled=True)[0].tolist()
             rows.append((subject, f"{acceleration:g}x", float(np.mean(psnr)), scores))
             print(rows[-1], flush=True)
 

@@ -1,0 +1,260 @@
+"""Reading labelled images, splitting, training, resuming, scoring."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segmentation
+from segmentation import metrics
+from segmentation.data import fit, read, read_volume, split
+from segmentation.evaluation import Scores, evaluate, interval
+from segmentation.implicit_ukan import ImplicitUKAN2
+
+CLASSES = ("background", "blob")
+QUICK = {"epochs": 4, "batch": 4, "size": 48, "learning_rate": 1e-2, "progress": False}
+
+
+def blobs(count, seed, channels=None):
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        labels = np.zeros((48, 40), np.uint8)
+        row, column = rng.integers(8, 28, 2)
+        labels[row : row + 12, column : column + 10] = 1
+        image = 0.2 + 0.6 * labels.astype(np.float32) + 0.05 * rng.standard_normal((48, 40), np.float32)
+        pairs.append((image if channels is None else np.stack([image] * channels), labels))
+    return pairs
+
+
+def unet(channels=1):
+    torch.manual_seed(0)
+    return segmentation.UNet(2, channels, widths=(4, 8, 16))
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_training_learns(tmp_path, channels):
+    options = QUICK | {"epochs": 12, "steps": 12}
+    network = unet(channels or 1)
+    trained = segmentation.train(
+        blobs(12, 0, channels), CLASSES, tmp_path, network=network, validation=blobs(4, 1, channels), **options
+    )
+    loaded = segmentation.load(tmp_path / "weights.safetensors")
+    assert loaded.classes == CLASSES
+    scores = evaluate(loaded.predict, blobs(4, 2, channels), CLASSES)
+    assert scores.images("dice").mean() > 0.8
+    x = torch.rand(1, channels or 1, 48, 40)
+    torch.testing.assert_close(trained(x), loaded.network(x))
+    log = (tmp_path / "log.csv").read_text().splitlines()
+    assert log[0] == "epoch,cpu_seconds,loss,blob"
+    assert len(log) == 13
+    card = json.loads((tmp_path / "weights.json").read_text())
+    assert card["validation_dice"]["blob"] == max(float(line.split(",")[-1]) for line in log[1:])
+
+
+def test_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """Interrupted in the middle of an epoch, between two checkpoints."""
+    pairs, validation = blobs(10, 0), blobs(2, 1)
+    whole = segmentation.train(pairs, CLASSES, tmp_path / "whole", network=unet(), validation=validation, **QUICK)
+    calls = 0
+
+    def interrupted(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return augment(*arguments, **options)
+
+    from segmentation import training
+
+    augment = training.augment
+    monkeypatch.setattr(training, "augment", interrupted)
+    options = QUICK | {"save_minutes": 0.0, "network": unet(), "validation": validation}
+    with pytest.raises(KeyboardInterrupt):
+        segmentation.train(pairs, CLASSES, tmp_path / "parts", **options)
+    monkeypatch.setattr(training, "augment", augment)
+    resumed = segmentation.train(pairs, CLASSES, tmp_path / "parts", **options)
+    for first, second in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(first, second)
+
+
+def test_training_stops_when_it_no_longer_pays(tmp_path):
+    options = QUICK | {"epochs": 40, "learning_rate": 1e-9, "patience": 2}
+    segmentation.train(blobs(4, 0), CLASSES, tmp_path, network=unet(), validation=blobs(2, 1), **options)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) <= 6
+
+
+@pytest.mark.parametrize("network", [unet, lambda: ImplicitUKAN2(2, widths=(8, 8, 12, 12))])
+def test_deep_supervision_reaches_every_level(tmp_path, network):
+    segmentation.train(blobs(4, 0), CLASSES, tmp_path, network=network(), deep_supervision=True, **QUICK)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)["network"]
+    heads = {name for name in state if name.startswith("heads")}
+    assert len(heads) == 2 * (len(network().decoder) - 1)
+    assert segmentation.load(tmp_path / "weights.safetensors").predict(torch.rand(1, 1, 32, 32)).shape == (1, 32, 32)
+    with pytest.raises(ValueError, match="deep_supervision: expected"):
+        segmentation.train(
+            blobs(4, 0), CLASSES, tmp_path / "no", network=segmentation.UKAN(2), deep_supervision=True, **QUICK
+        )
+
+
+def test_bad_training_data(tmp_path):
+    with pytest.raises(ValueError, match="pairs: expected at least one"):
+        segmentation.train([], CLASSES, tmp_path)
+    image, labels = blobs(1, 0)[0]
+    with pytest.raises(ValueError, match="pairs: expected labels below 2"):
+        segmentation.train([(image, labels * 3)], CLASSES, tmp_path)
+
+
+def test_two_processes(tmp_path):
+    """torchrun with two processes on gloo, from the command line; their averaged gradients teach as one's do."""
+    pairs = blobs(8, 0)
+    np.savez(tmp_path / "blobs.npz", images=[p[0] for p in pairs], masks=[p[1] for p in pairs])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["segmentation.train", str(tmp_path / "blobs.npz"), "--out", str(tmp_path / "out"), "--epochs", "2"]
+    command += ["--batch", "4", "--size", "48", "--classes", "background,blob", "--model", "light", "--test", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert segmentation.load(tmp_path / "out" / "weights.safetensors").classes == CLASSES
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3
+    split = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert len(split["training"]) == 7
+    assert len(split["validation"]) == 1
+
+
+def test_reading_volumes(tmp_path):
+    import nibabel
+
+    volume = np.random.default_rng(0).random((20, 10, 24)).astype(np.float32)
+    labels = (volume > 0.5).astype(np.uint8)
+    affine = np.diag([1, 2, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "image.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "labels.nii.gz")
+    pairs = read_volume(tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz", axes=(1, 0))
+    assert [image.shape for image, _ in pairs[:1] + pairs[-1:]] == [(20, 24), (20, 24)]  # 10 x 2 mm becomes 20 x 1 mm
+    assert all(image.shape == mask.shape for image, mask in pairs)
+    nibabel.save(nibabel.Nifti1Image(labels[1:], affine), tmp_path / "other.nii.gz")
+    with pytest.raises(ValueError, match="labels: expected a volume like the image's"):
+        read_volume(tmp_path / "image.nii.gz", tmp_path / "other.nii.gz")
+    assert fit(np.ones((5, 20)), 10).sum() == 50
+    assert fit(np.ones((3, 5, 20)), 10).sum() == 150
+
+
+def test_reading_stacks(tmp_path):
+    np.savez(tmp_path / "grey.npz", images=np.full((3, 8, 9), 200, np.uint8), masks=np.ones((3, 8, 9), bool))
+    cases = read(tmp_path / "grey.npz")
+    assert list(cases) == ["0", "1", "2"]
+    assert [(image.shape, image.max(), labels.sum()) for image, labels in cases["1"]] == [((1, 8, 9), 1.0, 72)]
+    names = np.array(["a", "b"])
+    np.savez(tmp_path / "rgb.npz", images=np.ones((2, 8, 9, 3)), masks=np.ones((2, 8, 9), bool), names=names)
+    assert read(tmp_path / "rgb.npz")["b"][0][0].shape == (3, 8, 9)
+    np.savez(tmp_path / "bad.npz", images=np.ones((2, 8, 9)), masks=np.ones((2, 8, 8)))
+    with pytest.raises(ValueError, match="path: expected masks"):
+        read(tmp_path / "bad.npz")
+    np.savez(tmp_path / "half.npz", images=np.ones((2, 8, 9)))
+    with pytest.raises(ValueError, match="masks missing"):
+        read(tmp_path / "half.npz")
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none.npz")
+
+
+def test_reading_folders(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    colours = np.random.default_rng(0).integers(0, 255, (12, 10, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "images" / "first.png")
+    Image.fromarray(np.eye(12, 10, dtype=np.uint8) * 255).save(tmp_path / "masks" / "first.png")
+    ((image, labels),) = read(tmp_path)["first"]
+    np.testing.assert_allclose(image, colours.transpose(2, 0, 1) / np.percentile(colours, 99.9), atol=1e-6)
+    assert labels.tolist() == np.eye(12, 10).tolist()
+    Image.fromarray(colours).save(tmp_path / "images" / "second.png")
+    with pytest.raises(FileNotFoundError, match="no labels for second"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match="path: expected .npz, nnU-Net's layout"):
+        read(tmp_path / "masks")
+
+
+def test_reading_nnunet(tmp_path):
+    import nibabel
+
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    hounsfield = np.linspace(-1000, 1000, 8 * 9 * 4).reshape(8, 9, 4)
+    for channel in range(2):
+        file = tmp_path / "imagesTr" / f"case_000{channel}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(hounsfield, np.eye(4)), file)
+    labels = np.random.default_rng(0).integers(0, 3, (8, 9, 4)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "labelsTr" / "case.nii.gz")
+    pairs = read(tmp_path, window=(-160, 240))["case"]
+    assert len(pairs) == 4
+    for k, (image, found) in enumerate(pairs):
+        assert found.tolist() == labels[..., k].tolist()
+        np.testing.assert_allclose(image[1], ((hounsfield[..., k] + 160) / 400).clip(0, 1), atol=1e-4)
+
+
+def test_splits_are_kept(tmp_path):
+    names = [f"case{k}" for k in range(20)]
+    parts = split(names, tmp_path / "split.json", validation=0.2, test=0.1, seed=3)
+    assert [len(parts[key]) for key in ("training", "validation", "test")] == [14, 4, 2]
+    assert sorted(sum(parts.values(), [])) == sorted(names)
+    assert split(names, tmp_path / "split.json", validation=0.5, seed=9) == parts
+    with pytest.raises(ValueError, match="splits cases that are not there"):
+        split(names[1:5], tmp_path / "split.json")
+    folds = [split(names, folds=3, fold=k, test=0.1) for k in range(3)]
+    assert sorted(sum((fold["validation"] for fold in folds), [])) == sorted(set(names) - set(folds[0]["test"]))
+    assert all(not set(fold["training"]) & set(fold["validation"]) for fold in folds)
+    with pytest.raises(ValueError, match="folds, fold"):
+        split(names, folds=3, fold=3)
+
+
+def test_scores_and_comparison():
+    pairs = blobs(6, 0)
+    perfect = evaluate(lambda x: (x[:, 0] > 0.5).long(), pairs, CLASSES)
+    assert perfect.images("dice") == pytest.approx(np.ones(6))
+    assert perfect.frame["volume_error"].abs().max() == 0
+    fat = evaluate(lambda x: torch.nn.functional.max_pool2d((x > 0.5).float(), 3, 1, 1)[:, 0].long(), pairs, CLASSES)
+    assert fat.images("dice") == pytest.approx(np.full(6, 2 * 120 / (120 + 14 * 12)))
+    assert fat.images("volume_error") == pytest.approx(np.full(6, 14 * 12 / 120 - 1))
+    assert fat.images("hd95") == pytest.approx(np.ones(6), abs=0.5)
+    compared = perfect.compare(fat)
+    assert compared["difference"] == pytest.approx(1 - 240 / 288)
+    assert compared["low"] > 0
+    assert compared["better"] == 1
+    summary = perfect.summary().set_index("score")
+    assert summary.loc["dice", "mean"] == 1
+    with pytest.raises(ValueError, match="other: expected scores of 6"):
+        perfect.compare(Scores(fat.frame[:3]))
+
+
+def test_bootstrap_interval_covers_the_mean():
+    """Of 200 samples of 40 normal numbers, about 95 % of the intervals hold the true mean."""
+    rng = np.random.default_rng(0)
+    inside = [low <= 1 <= high for low, high in (interval(rng.normal(1, 2, 40), draws=500) for _ in range(200))]
+    assert 0.88 <= np.mean(inside) <= 0.99
+    assert np.isnan(interval([])).all()
+
+
+def test_pooled_scores_and_probabilities():
+    truth = torch.zeros(2, 10, 10, dtype=torch.long)
+    truth[0, :8], truth[1, :1] = 1, 1
+    found = truth.clone()
+    found[1, :2] = 1
+    assert metrics.dice(found, truth, 2).flatten().tolist() == pytest.approx([1, 2 / 3])
+    assert metrics.dice(found, truth, 2, pooled=True).item() == pytest.approx(180 / 190)
+    assert metrics.iou(found, truth, 2, pooled=True).item() == pytest.approx(90 / 100)
+    assert metrics.volume_error(found, truth, 2).flatten().tolist() == pytest.approx([0, 1])
+    certain = torch.nn.functional.one_hot(found, 2).movedim(-1, 1).float()
+    assert metrics.brier(certain, truth) == pytest.approx(2 * 10 / 200)
+    assert metrics.calibration_error(certain, truth) == pytest.approx(0.05)
+    doubtful = certain.clone()
+    doubtful[1, :, 1] = torch.tensor([0.4, 0.6])[:, None]
+    coverage, risk = metrics.risk_coverage(doubtful, truth, 20)
+    assert coverage[-1] == 1
+    assert risk[:-1].abs().max() == 0
+    assert risk[-1] == pytest.approx(0.05)
