@@ -57,7 +57,7 @@ class ImplicitUKAN2(nn.Module):
         num_classes: int,
         in_channels: int = 1,
         variant: str = "light",
-        steps: int = 2,
+        steps: int | tuple[int, ...] = 2,
         solver: str = "verlet",
         **changes,
     ):
@@ -73,16 +73,18 @@ class ImplicitUKAN2(nn.Module):
         self.widths, self.dense, self.fold = layout["widths"], layout["dense"], 2 if layout["half"] else 1
         widths, curves = self.widths, layout["curves"]
 
-        def level(width, curved):
+        counts = [steps] * len(widths) if isinstance(steps, int) else steps
+
+        def level(width, curved, steps):
             block = SecondOrderBlock(width, steps, solver, mixed=self.dense)
             return nn.Sequential(block, CurveBlock(width, layout["shared"])) if curved else nn.Sequential(block)
 
         self.stem = nn.Conv2d(self.fold**2 * in_channels, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(map(level, widths, curves))
+        self.encoder = nn.ModuleList(map(level, widths, curves, counts))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         self.merge = nn.ModuleList(nn.Conv2d(2 * a, a, 3, padding=1) if self.dense else nn.Identity() for a in widths[:-1])
-        self.decoder = nn.ModuleList(map(level, widths[:-1], curves))
+        self.decoder = nn.ModuleList(map(level, widths[:-1], curves, counts))
         self.head = nn.Sequential(
             nn.GroupNorm(2, widths[0]), nn.ReLU(), nn.Conv2d(widths[0], self.fold**2 * num_classes, 3, padding=1)
         )

@@ -73,8 +73,8 @@ def euler(force: Callable, x: Tensor, v: Tensor, steps: int) -> list[State]:
     """Semi-implicit Euler: the new velocity moves the position."""
     h, path = 1 / steps, [(x, v)]
     for k in range(steps):
-        v = v + h * force(x, v, k * h)
-        x = x + h * v
+        v = torch.add(v, force(x, v, k * h), alpha=h)
+        x = torch.add(x, v, alpha=h)
         path.append((x, v))
     return path
 
@@ -85,12 +85,13 @@ def verlet(force: Callable, x: Tensor, v: Tensor, steps: int) -> list[State]:
     The force is evaluated in the middle, at a velocity that the last acceleration extrapolates, which keeps the order
     2 for forces that depend on it.
     """
-    h, path, acceleration = 1 / steps, [(x, v)], 0.0
+    h, path, middle = 1 / steps, [(x, v)], v
     for k in range(steps):
-        x = x + h / 2 * v
-        acceleration = force(x, v + h / 2 * acceleration, (k + 0.5) * h)
-        v = v + h * acceleration
-        x = x + h / 2 * v
+        x = torch.add(x, v, alpha=h / 2)
+        acceleration = force(x, middle, (k + 0.5) * h)
+        v = torch.add(v, acceleration, alpha=h)
+        x = torch.add(x, v, alpha=h / 2)
+        middle = torch.add(v, acceleration, alpha=h / 2)
         path.append((x, v))
     return path
 
@@ -140,7 +141,7 @@ class SecondOrderBlock(nn.Module):
         """The acceleration at a time between 0 and 1."""
         waves = torch.cos(math.pi * time * torch.arange(self.FREQUENCIES, dtype=self.gain.dtype, device=x.device))
         gain, shift = ((weights @ waves).view(-1, 1, 1) for weights in (self.gain, self.shift))
-        inner = self.inner(torch.cat([x, v], 1) if self.coupling is None else x + self.coupling * v)
+        inner = self.inner(torch.cat([x, v], 1) if self.coupling is None else torch.addcmul(x, self.coupling, v))
         return self.outer(F.relu(torch.addcmul(shift, gain, self.norm(inner))))
 
 
