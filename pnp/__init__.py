@@ -1,7 +1,7 @@
 """Plug-and-play reconstruction for medical imaging, chained into segmentation."""
 
-from pnp import algorithms, io
+from pnp import algorithms, io, joint
 from pnp.sampling import Samples, sample
 from pnp.solver import DivergenceError, Solution, solve
 
-__all__ = ["DivergenceError", "Samples", "Solution", "algorithms", "io", "sample", "solve"]
+__all__ = ["DivergenceError", "Samples", "Solution", "algorithms", "io", "joint", "sample", "solve"]

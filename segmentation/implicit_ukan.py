@@ -14,21 +14,26 @@ from segmentation.ode import SecondOrderBlock
 from segmentation.unet import fit_multiple
 
 VARIANTS = {
-    # channels of each level, finest first; whether the finest level works at half of the resolution; which levels have
-    # layers of curves; their kind; and whether skips are concatenated and the force sees all channels of the velocity
+    # channels of each level, finest first; steps of the solver at each; which ones have layers of curves; whether one
+    # curve serves all of an input's connections; whether the finest level works at half of the resolution; whether the
+    # force sees all channels of the velocity; whether skips are concatenated or added
     "paper": {
         "widths": (6, 32, 64, 128, 160, 256),
-        "half": False,
+        "steps": (1, 1, 2, 2, 2, 2),
         "curves": (False, False, True, True, True, False),
         "shared": False,
-        "dense": True,
+        "half": False,
+        "mixed": True,
+        "concatenated": True,
     },
     "light": {
-        "widths": (24, 48, 96, 160),
-        "half": True,
-        "curves": (False, False, True, True),
+        "widths": (16, 32, 64, 96, 128),
+        "steps": (1, 1, 2, 2, 2),
+        "curves": (False, False, False, True, True),
         "shared": True,
-        "dense": False,
+        "half": True,
+        "mixed": False,
+        "concatenated": False,
     },
 }
 
@@ -47,7 +52,8 @@ class ImplicitUKAN2(nn.Module):
     :param num_classes: number of classes K, background included.
     :param in_channels: image channels C.
     :param variant: ``"light"`` or ``"paper"``.
-    :param steps: steps of the solver at each level; may be changed after training, see :meth:`solve_with`.
+    :param steps: steps of the solver, one number for all levels or one for each, default the variant's; may be changed
+        after training, see :meth:`solve_with`.
     :param solver: ``"euler"``, ``"verlet"``, ``"rk4"`` or ``"dopri5"``, see :func:`segmentation.ode.integrate`.
     :param changes: parts of the variant to change, see ``VARIANTS``.
     """
@@ -57,7 +63,7 @@ class ImplicitUKAN2(nn.Module):
         num_classes: int,
         in_channels: int = 1,
         variant: str = "light",
-        steps: int | tuple[int, ...] = 2,
+        steps: int | tuple[int, ...] | None = None,
         solver: str = "verlet",
         **changes,
     ):
@@ -66,24 +72,25 @@ class ImplicitUKAN2(nn.Module):
             raise ValueError(f"variant: expected {' or '.join(VARIANTS)}, got {variant!r}")
         if unknown := set(changes) - set(VARIANTS[variant]):
             raise TypeError(f"changes: expected any of {', '.join(VARIANTS[variant])}, got {', '.join(unknown)}")
+        if steps is not None:
+            changes["steps"] = steps
         self.num_classes, self.in_channels = num_classes, in_channels
-        self.settings = {"num_classes": num_classes, "in_channels": in_channels, "variant": variant}
-        self.settings |= {"steps": steps, "solver": solver} | changes
+        self.settings = {"num_classes": num_classes, "in_channels": in_channels, "variant": variant, "solver": solver}
+        self.settings |= changes
         layout = VARIANTS[variant] | changes
-        self.widths, self.dense, self.fold = layout["widths"], layout["dense"], 2 if layout["half"] else 1
-        widths, curves = self.widths, layout["curves"]
-
-        counts = [steps] * len(widths) if isinstance(steps, int) else steps
+        self.widths, self.concatenated, self.fold = layout["widths"], layout["concatenated"], 1 + layout["half"]
+        widths, curves, counts = (_for_each(layout[key], self.widths, key) for key in ("widths", "curves", "steps"))
 
         def level(width, curved, steps):
-            block = SecondOrderBlock(width, steps, solver, mixed=self.dense)
+            block = SecondOrderBlock(width, steps, solver, mixed=layout["mixed"])
             return nn.Sequential(block, CurveBlock(width, layout["shared"])) if curved else nn.Sequential(block)
 
         self.stem = nn.Conv2d(self.fold**2 * in_channels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(map(level, widths, curves, counts))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
-        self.merge = nn.ModuleList(nn.Conv2d(2 * a, a, 3, padding=1) if self.dense else nn.Identity() for a in widths[:-1])
+        merge = (nn.Conv2d(2 * a, a, 3, padding=1) if self.concatenated else nn.Identity() for a in widths[:-1])
+        self.merge = nn.ModuleList(merge)
         self.decoder = nn.ModuleList(map(level, widths[:-1], curves, counts))
         self.head = nn.Sequential(
             nn.GroupNorm(2, widths[0]), nn.ReLU(), nn.Conv2d(widths[0], self.fold**2 * num_classes, 3, padding=1)
@@ -118,13 +125,21 @@ class ImplicitUKAN2(nn.Module):
         x = self.encoder[-1](x)
         for k in reversed(range(len(skips))):
             x = self.grow[k](x)
-            x = self.merge[k](torch.cat([x, skips[k]], 1)) if self.dense else x + skips[k]
+            x = self.merge[k](torch.cat([x, skips[k]], 1)) if self.concatenated else x + skips[k]
             if k:
                 x = self.decoder[k](x)
         return x, crop
 
     def _decode(self, features: Tensor, crop: tuple[int, int]) -> Tensor:
         return F.pixel_shuffle(self.head(features), self.fold)[..., : crop[0], : crop[1]]
+
+
+def _for_each(value, widths, name: str) -> tuple:
+    """One value for each level, where there is one number for all or one for each already."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * len(widths)
+    if len(values) != len(widths):
+        raise ValueError(f"{name}: expected one value or {len(widths)}, one for each of widths, got {value}")
+    return values
 
 
 class CurveBlock(nn.Module):

@@ -132,6 +132,8 @@ class KANLinear(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         splines = (self.spline_weight * self.spline_scaler.unsqueeze(-1)).transpose(1, 2)
         weight = torch.cat([self.base_weight.unsqueeze(1), splines], 1).flatten(1)
+        if torch.compiler.is_compiling():  # for exports, which know plain operations only
+            return _features(x, self.interval).flatten(-2).to(dtype) @ weight.to(dtype).T
         with torch.autocast(x.device.type, enabled=False):
             y = _Curves.apply(x.reshape(-1, self.in_features), weight, self.interval, dtype)
         return y.view(*x.shape[:-1], self.out_features)
@@ -172,6 +174,8 @@ class SharedKAN(nn.Module):
     def activation(self, x: Tensor) -> Tensor:
         """The curves at the inputs, (..., I)."""
         weight = torch.cat([self.base_weight.unsqueeze(0), self.spline_weight.T])
+        if torch.compiler.is_compiling():
+            return (_features(x, self.interval) * weight).sum(-2).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             y = _Activation.apply(x.reshape(-1, self.in_features), weight, self.interval)
         return y.view(x.shape)

@@ -18,7 +18,7 @@ SMALL = {
     "ukan": lambda k, c: UKAN(k, c, embed_dims=(16, 24, 32)),
     "transunet": lambda k, c: TransUNet(k, c, 32, None, 16, 32, 2, 1, 0.5, (1, 1, 1), (8, 8, 8, 8)),
     "paper": lambda k, c: ImplicitUKAN2(k, c, "paper", widths=(4, 8, 8, 8, 12, 12)),
-    "light": lambda k, c: ImplicitUKAN2(k, c, widths=(8, 8, 12, 12)),
+    "light": lambda k, c: ImplicitUKAN2(k, c, widths=(8, 8, 12, 12, 16)),
 }
 
 
@@ -68,7 +68,7 @@ def test_every_parameter_learns(name):
 
 def test_without_curves_there_are_none():
     assert not any(isinstance(part, KANLinear) for part in UKAN(2, kan=False).modules())
-    plain = ImplicitUKAN2(2, curves=(False,) * 4)
+    plain = ImplicitUKAN2(2, curves=False)
     assert not any(isinstance(part, (KANLinear, SharedKAN, MultKAN)) for part in plain.modules())
 
 

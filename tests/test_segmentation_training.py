@@ -90,7 +90,7 @@ def test_training_stops_when_it_no_longer_pays(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) <= 6
 
 
-@pytest.mark.parametrize("network", [unet, lambda: ImplicitUKAN2(2, widths=(8, 8, 12, 12))])
+@pytest.mark.parametrize("network", [unet, lambda: ImplicitUKAN2(2, widths=(8, 8, 12, 12, 16))])
 def test_deep_supervision_reaches_every_level(tmp_path, network):
     segmentation.train(blobs(4, 0), CLASSES, tmp_path, network=network(), deep_supervision=True, **QUICK)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)["network"]
