@@ -7,4 +7,4 @@ from segmentation.transunet import TransUNet
 from segmentation.ukan import UKAN
 from segmentation.unet import UNet
 
-__all__ = ["ImplicitUKAN2", "Segmenter", "TransUNet", "UKAN", "UNet", "available", "load", "save", "train"]
+__all__ = ["UKAN", "ImplicitUKAN2", "Segmenter", "TransUNet", "UNet", "available", "load", "save", "train"]

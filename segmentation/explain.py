@@ -144,7 +144,9 @@ class Symbolic(nn.Module):
                     values = layer.activation(x)[:, i : i + 1]
                 else:
                     weight = layer.spline_weight[:, i] * layer.spline_scaler[:, i, None]
-                    values = bases(x[:, i], *layer.interval).T @ weight.T + F.silu(x[:, i, None]) * layer.base_weight[:, i]
+                    values = (
+                        bases(x[:, i], *layer.interval).T @ weight.T + F.silu(x[:, i, None]) * layer.base_weight[:, i]
+                    )
                 deviation = values - values.mean(0)
                 products = centred[:, :, i] @ deviation / len(x)  # (F, O)
                 slope = products / power[:, i, None].clamp_min(1e-12)

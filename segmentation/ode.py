@@ -118,7 +118,13 @@ class SecondOrderBlock(nn.Module):
         self.steps, self.solver, self.adjoint = steps, solver, False
         self.velocity = nn.Linear(width, width)  # the initial one; faster than a 1 x 1 convolution on a single thread
         self.inner = nn.Conv2d(2 * width if mixed else width, width, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(width, 4), width, affine=False)
+        import os
+
+        self.norm = (
+            nn.BatchNorm2d(width, affine=False)
+            if os.environ.get("BN")
+            else nn.GroupNorm(math.gcd(width, 4), width, affine=False)
+        )
         self.outer = nn.Conv2d(width, width, 3, padding=1)
         self.coupling = None if mixed else nn.Parameter(torch.zeros(width, 1, 1))
         self.gain = nn.Parameter(torch.eye(1, self.FREQUENCIES).repeat(width, 1))

@@ -87,9 +87,7 @@ def train(
     network = network.to(memory_format=torch.channels_last).requires_grad_()
     device = next(network.parameters()).device
     model = _DeeplySupervised(network) if deep_supervision else network
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=files.moving_average(0.998), use_buffers=True
-    )
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(0.998), use_buffers=True)
     steps = steps or -(-len(pairs) // batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps + 1, pct_start=0.05)
@@ -123,7 +121,9 @@ def train(
     for epoch in range(run["epoch"], epochs):
         order = _order(len(pairs), epoch, steps * batch, seed)
         start = run["step"] - epoch * steps
-        for step in tqdm(range(start, steps), f"epoch {epoch + 1}/{epochs}", steps, False, mininterval=5, disable=hidden):
+        for step in tqdm(
+            range(start, steps), f"epoch {epoch + 1}/{epochs}", steps, False, mininterval=5, disable=hidden
+        ):
             chosen = [pairs[i] for i in order[step * batch : (step + 1) * batch][rank::count]]
             images, labels = _batch(chosen, size, device)
             images, labels = augment(images, labels, size, random, strength, heads)
@@ -151,7 +151,10 @@ def train(
         scores = validate(averaged.module, validation, classes) if len(validation) else {}
         mean = float(np.mean(list(scores.values()))) if scores else 0.0
         if rank == 0:
-            _log(out / "log.csv", {"epoch": epoch + 1, "cpu_seconds": round(run["cpu_seconds"]), "loss": loss.item()} | scores)
+            _log(
+                out / "log.csv",
+                {"epoch": epoch + 1, "cpu_seconds": round(run["cpu_seconds"]), "loss": loss.item()} | scores,
+            )
         if mean > run["best"] or not scores:
             run |= {"best": mean, "best_epoch": epoch + 1}
             write("weights", scores)

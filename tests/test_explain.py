@@ -23,7 +23,9 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_importance_and_pruning(name):
     network, images = NETWORKS[name]().eval(), torch.randn(2, 1, 64, 64)
-    layer_name, layer = next((n, part) for n, part in network.named_modules() if isinstance(part, (KANLinear, SharedKAN)))
+    layer_name, layer = next(
+        (n, part) for n, part in network.named_modules() if isinstance(part, (KANLinear, SharedKAN))
+    )
     with torch.no_grad():  # the layer's third input counts for nothing
         if isinstance(layer, KANLinear):
             layer.base_weight[:, 2], layer.spline_weight[:, 2] = 0, 0

@@ -13,7 +13,7 @@ import segmentation
 from pnp import demo
 from segmentation import metrics
 from segmentation.augment import augment
-from segmentation.data import fit, read_volume
+from segmentation.data import read_volume
 from segmentation.library import without_specks
 
 
@@ -84,7 +84,9 @@ def test_metrics_against_closed_forms():
     assert metrics.surface_dice(first, second, 3, tolerance=0.5)[0, 0].item() < 0.7
     assert torch.isnan(metrics.dice(first, second, 3)[0, 1])
     assert metrics.dice(first, torch.zeros_like(first), 2).item() == 0
-    assert metrics.dice(torch.cat([first, first]), torch.cat([second, first]), 2, pooled=True)[0].item() == pytest.approx(0.85)
+    assert metrics.dice(torch.cat([first, first]), torch.cat([second, first]), 2, pooled=True)[
+        0
+    ].item() == pytest.approx(0.85)
     with pytest.raises(ValueError, match="equal shapes"):
         metrics.dice(first, second[:, :-1], 3)
     with pytest.raises(ValueError, match="class numbers"):

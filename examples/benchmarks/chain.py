@@ -43,7 +43,9 @@ def main():
     for subject in VALIDATION:
         images, labels = coronal(options.data, subject)
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
-        rows.append((subject, "full, all slices", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()))
+        rows.append(
+            (subject, "full, all slices", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist())
+        )
         images, labels = images[:: options.every], labels[:: options.every]
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
         rows.append((subject, "full", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()))

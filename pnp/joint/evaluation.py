@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import cloudpickle
 import deepinv
 import numpy as np
 import pandas
@@ -48,7 +49,7 @@ def evaluate(
     :param operators: operators by name, for instance of rising acceleration.
     :param solvers: names of :func:`pnp.solve`'s algorithms, ``"pnp"`` for the recommended one and ``"oracle"`` for the
         image itself; or a dictionary from names to those or to callables ``solver(op, y)`` that return an image or
-        samples (n, 1, C, H, W), whose mean is scored. Of several processes, callables must be functions of a module.
+        samples (n, 1, C, H, W), whose mean is scored.
     :param segmenter: has ``classes`` and ``predict(image)``, such as :func:`segmentation.load` returns.
     :param denoiser: denoiser of the named solvers, default ``denoisers.load("medical")``.
     :param noise: standard deviation of the Gaussian noise that is added to the measurements, in their units; None for
@@ -102,7 +103,9 @@ def _check_case(index: int, case: tuple, operators: Mapping) -> None:
     if image is not None and (image.ndim != 4 or len(image) != 1 or image.shape[1] > 2):
         raise ValueError(f"cases: expected an image (1, 1 or 2, H, W), got {tuple(image.shape)} in case {index}")
     if labels.ndim != 3 or (image is not None and labels.shape != (1, *image.shape[-2:])):
-        raise ValueError(f"cases: expected labels (1, H, W) of the image's size, got {tuple(labels.shape)} in case {index}")
+        raise ValueError(
+            f"cases: expected labels (1, H, W) of the image's size, got {tuple(labels.shape)} in case {index}"
+        )
 
 
 def _run(jobs: list[tuple], workers: int):
@@ -111,8 +114,12 @@ def _run(jobs: list[tuple], workers: int):
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(_job, *job) for job in jobs]):
+        for future in as_completed([pool.submit(_unpacked, cloudpickle.dumps(job)) for job in jobs]):
             yield future.result()
+
+
+def _unpacked(job: bytes) -> list[dict]:
+    return _job(*cloudpickle.loads(job))
 
 
 def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spacing) -> list[dict]:
@@ -181,7 +188,9 @@ def scores(x: Tensor, image: Tensor | None, labels: Tensor, segmenter, spacing=1
         "surface_dice": metrics.surface_dice(found, labels, count, spacing=spacing)[0],
         "volume_error": metrics.volume_error(found, labels, count)[0],
     }
-    row |= {name: (value.abs() if name == "volume_error" else value).nanmean().item() for name, value in by_class.items()}
+    row |= {
+        name: (value.abs() if name == "volume_error" else value).nanmean().item() for name, value in by_class.items()
+    }
     for name, values in by_class.items():
         row |= {f"{name}_{label}": value for label, value in zip(classes[1:], values.tolist())}
     return row

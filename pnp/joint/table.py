@@ -52,9 +52,9 @@ class Table:
                 row[f"{score}_low"], row[f"{score}_high"] = interval(values, level, seed)
             if baseline is not None:
                 other = self.frame[(self.frame["operator"] == operator) & (self.frame["solver"] == baseline)]
-                pair = part.set_index("case").join(other.set_index("case"), rsuffix="_baseline")
+                pair = part.set_index("case"), other.set_index("case")
                 for score in ("psnr", "dice"):
-                    differences = (pair[score] - pair[f"{score}_baseline"]).dropna().to_numpy()
+                    differences = (pair[0][score] - pair[1][score]).dropna().to_numpy()
                     row[f"{score}_difference"] = differences.mean() if len(differences) else np.nan
                     low, high = interval(differences, level, seed)
                     row |= {f"{score}_difference_low": low, f"{score}_difference_high": high}
@@ -106,7 +106,9 @@ class Table:
                 label = solver if c == 0 else None
                 scatter.scatter(psnr, dice, marker="osD^vP*Xph<>d"[k % 13], color=f"C{c}", label=label, zorder=3)
             line = [means.loc[(operator, solver), "dice"] for operator in operators]
-            bounds = [interval(frame[(frame.operator == o) & (frame.solver == solver)]["dice"].dropna()) for o in operators]
+            bounds = [
+                interval(frame[(frame.operator == o) & (frame.solver == solver)]["dice"].dropna()) for o in operators
+            ]
             low, high = zip(*bounds)
             curves.plot(range(len(operators)), line, marker="osD^vP*Xph<>d"[k % 13], label=solver)
             curves.fill_between(range(len(operators)), low, high, alpha=0.12)

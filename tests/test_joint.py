@@ -1,0 +1,260 @@
+"""Joint evaluation: rows, statistics, resuming, processes, samples and fine-tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import operators
+import pnp
+from operators import masks
+from pnp.joint import SegmentedSamples, Table, evaluate, finetune, segment_samples
+from pnp.joint.uncertainty import calibrated
+from segmentation import Segmenter
+
+SIZE = (48, 40)
+
+
+class Threshold(torch.nn.Module):
+    """Brightness in three classes."""
+
+    in_channels = 1
+
+    def forward(self, x):
+        return 10 * torch.cat([0 * x, x - 1.1, 2 * x - 4.1], 1)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return Segmenter(Threshold(), ("background", "grey", "bright"))
+
+
+def phantom(seed):
+    rng = np.random.default_rng(seed)
+    image, labels = torch.zeros(1, 1, *SIZE), torch.zeros(1, *SIZE, dtype=torch.long)
+    row, column = rng.integers(8, 16, 2)
+    image[..., row : row + 20, column : column + 16] = 0.6
+    labels[:, row : row + 20, column : column + 16] = 1
+    image[..., row + 6 : row + 13, column + 5 : column + 11] = 1.0
+    labels[:, row + 6 : row + 13, column + 5 : column + 11] = 2
+    return torch.cat([image, torch.zeros_like(image)], 1), labels
+
+
+def scanner(acceleration):
+    return operators.MRI(masks.cartesian(SIZE, acceleration, calibration=8, seed=0))
+
+
+OPERATORS = {"2x": scanner(2), "4x": scanner(4)}
+SOLVERS = ("direct", "tv", "pnp", "oracle")
+
+
+@pytest.fixture(scope="module")
+def table(segmenter, medical):
+    cases = [phantom(seed) for seed in range(4)]
+    return evaluate(cases, OPERATORS, SOLVERS, segmenter, denoiser=medical, noise=0.01, seed=1)
+
+
+def test_rows(table):
+    frame = table.frame
+    assert len(frame) == 4 * 2 * 4
+    expected = ["case", "operator", "solver", "psnr", "ssim", "nrmse", "dice", "iou", "hd95", "volume_error"]
+    assert set(expected + ["dice_grey", "dice_bright", "seconds", "denoiser_calls", "operator_calls"]) <= set(frame)
+    assert not frame.duplicated(["case", "operator", "solver"]).any()
+    means = frame.groupby(["operator", "solver"])[["psnr", "dice", "denoiser_calls"]].mean()
+    for operator in OPERATORS:
+        assert means.loc[(operator, "direct"), "psnr"] < means.loc[(operator, "pnp"), "psnr"]
+        assert means.loc[(operator, "pnp"), "denoiser_calls"] > 0
+        assert means.loc[(operator, "direct"), "denoiser_calls"] == 0
+    oracle = frame[frame.solver == "oracle"]
+    assert (oracle["nrmse"] == 0).all()
+    assert oracle.groupby("case")["dice"].nunique().eq(1).all()
+    assert frame["dice"].to_numpy() == pytest.approx(frame[["dice_grey", "dice_bright"]].mean(axis=1).to_numpy())
+
+
+def test_same_seed_same_rows(segmenter, medical, table, tmp_path):
+    cases = [phantom(seed) for seed in range(2)]
+    again = evaluate(cases, OPERATORS, SOLVERS, segmenter, denoiser=medical, noise=0.01, seed=1)
+    both = again.frame.drop(columns="seconds"), table.frame[table.frame.case < 2].drop(columns="seconds")
+    pandas.testing.assert_frame_equal(both[0].reset_index(drop=True), both[1].reset_index(drop=True))
+    other = evaluate(cases, OPERATORS, ["direct"], segmenter, noise=0.01, seed=2)
+    assert (other.frame["psnr"].to_numpy() != table.frame[table.frame.solver == "direct"]["psnr"][:4].to_numpy()).all()
+
+
+def count_and_zero(op, y):
+    COUNT.append(1)
+    return torch.zeros(1, 2, *SIZE)
+
+
+COUNT: list[int] = []
+
+
+def test_rows_on_disk_are_not_computed_again(segmenter, tmp_path):
+    out, cases = tmp_path / "rows.csv", [phantom(0), phantom(1)]
+    solvers = {"nothing": count_and_zero}
+    first = evaluate(cases[:1], OPERATORS, solvers, segmenter, out=out)
+    assert len(COUNT) == 2
+    whole = evaluate(cases, OPERATORS, solvers, segmenter, out=out)
+    assert len(COUNT) == 4
+    assert len(whole.frame) == 4
+    assert len(pandas.read_csv(out)) == 4
+    assert whole.frame[whole.frame.case == 0]["psnr"].tolist() == pytest.approx(first.frame["psnr"].tolist())
+    part = evaluate(cases[:1], {"2x": OPERATORS["2x"]}, solvers, segmenter, out=out)
+    assert (len(COUNT), len(part.frame)) == (4, 1)
+
+
+def direct(op, y):
+    return pnp.solve(op, y, None, algorithm="direct").x
+
+
+def test_processes_give_the_same_rows(segmenter):
+    cases = [phantom(seed) for seed in range(2)]
+    one, two = (
+        evaluate(cases, OPERATORS, {"named": "direct", "own": direct}, segmenter, workers=workers) for workers in (1, 2)
+    )
+    columns = ["case", "operator", "solver", "psnr", "dice"]
+    pandas.testing.assert_frame_equal(one.frame[columns], two.frame[columns])
+    assert (
+        one.frame[one.frame.solver == "own"]["psnr"].tolist() == one.frame[one.frame.solver == "named"]["psnr"].tolist()
+    )
+
+
+def test_measurements_and_samples_as_cases(segmenter):
+    image, labels = phantom(0)
+    y = {"2x": OPERATORS["2x"].A(image)}
+    samples = {"samples": lambda op, y: torch.stack([0.5 * direct(op, y), 1.5 * direct(op, y)]), "direct": "direct"}
+    operator = {"2x": OPERATORS["2x"]}
+    frame = evaluate([(y, labels, image)], operator, samples, segmenter).frame
+    assert frame["psnr"].nunique() == 1
+    bare = evaluate([(y, labels)], operator, samples, segmenter).frame
+    assert bare["psnr"].isna().all()
+    assert bare["dice"].tolist() == frame["dice"].tolist()
+    with pytest.raises(ValueError, match="no measurements for 4x"):
+        evaluate([(y, labels)], OPERATORS, samples, segmenter)
+    with pytest.raises(ValueError, match="the oracle needs an image"):
+        evaluate([(y, labels)], operator, ["oracle"], segmenter)
+
+
+def test_bad_input(segmenter):
+    image, labels = phantom(0)
+    with pytest.raises(ValueError, match="solvers: expected at least one"):
+        evaluate([(image, labels)], OPERATORS, [], segmenter)
+    with pytest.raises(ValueError, match="cases: expected labels"):
+        evaluate([(image, labels[:, :-1])], OPERATORS, ["direct"], segmenter)
+    with pytest.raises(ValueError, match="cases: expected an image"):
+        evaluate([(image[0], labels)], OPERATORS, ["direct"], segmenter)
+
+
+def made_up(dice, psnr):
+    """A table of given scores (cases, solvers) for one operator."""
+    rows = []
+    for case in range(len(dice)):
+        for solver, name in enumerate("abcd"):
+            row = dict.fromkeys(("ssim", "nrmse", "iou", "hd95", "surface_dice", "volume_error", "seconds"), 0.5)
+            scores = {"psnr": psnr[case][solver], "dice": dice[case][solver]}
+            rows.append({"case": case, "operator": "op", "solver": name} | row | scores)
+    return Table(pandas.DataFrame(rows))
+
+
+def test_rank_correlation_of_known_orders():
+    rng = np.random.default_rng(0)
+    means = np.array([0.5, 0.6, 0.7, 0.8])
+    same = made_up(means + 0.01 * rng.random((6, 4)), 40 * means + rng.random((6, 4)))
+    assert same.rank_correlation()["rho"] == pytest.approx(1)
+    assert same.rank_correlation()["low"] == pytest.approx(1)
+    reverse = made_up(means[::-1] + 0.01 * rng.random((6, 4)), 40 * means + rng.random((6, 4)))
+    assert reverse.rank_correlation()["rho"] == pytest.approx(-1)
+    swapped = made_up(means[[1, 0, 2, 3]] + np.zeros((6, 4)), 40 * means + np.zeros((6, 4)))
+    assert swapped.rank_correlation()["by_operator"]["op"]["rho"] == pytest.approx(0.8)
+    noisy = made_up(0.5 + 0.1 * rng.random((6, 4)), 30 + rng.random((6, 4))).rank_correlation()
+    assert noisy["high"] - noisy["low"] > 0.5
+    with pytest.raises(ValueError, match="at least three solvers"):
+        Table(same.frame[same.frame.solver < "c"]).rank_correlation()
+
+
+def test_summary_compares_case_by_case():
+    """A gain of .01 in each of twelve cases that differ by far more is certain."""
+    level = np.linspace(0.3, 0.9, 12)[:, None]
+    summary = made_up(level + [0, 0.01, 0.01, -0.02], 30 + 0 * level + [0, 1, 2, 3]).summary("a").set_index("solver")
+    assert summary.loc["b", "dice"] == pytest.approx(0.61)
+    assert summary.loc["b", "dice_low"] < 0.55
+    assert summary.loc["b", "dice_difference"] == pytest.approx(0.01)
+    assert summary.loc["b", "dice_difference_low"] == pytest.approx(0.01)
+    assert summary.loc["b", "dice_p"] < 0.001
+    assert summary.loc["a", "dice_p"] == 1
+    with pytest.raises(ValueError, match="baseline: expected one of"):
+        made_up(level + [0, 0, 0, 0], level + [0, 0, 0, 0]).summary("z")
+
+
+def test_files_and_plot(table, tmp_path):
+    table.to_csv(tmp_path / "table.csv")
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "table.csv"), table.frame, check_dtype=False)
+    table.plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert "4 cases x 2 operators x 4 solvers" in repr(table)
+
+
+def test_segmented_samples(segmenter):
+    image, labels = phantom(0)
+    samples = torch.stack([image + 0.02 * torch.randn(image.shape) for _ in range(6)])
+    found = segment_samples(samples, segmenter)
+    assert found.labels.shape == (6, 1, *SIZE)
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(1, *SIZE))
+    assert (found.consensus == labels).float().mean() > 0.95
+    low, high = found.volume_interval()
+    assert (low <= found.volumes.mean(0)).all()
+    assert (found.agreement().mean(0) > 0.8).all()
+    assert "grey" in repr(found)
+    with pytest.raises(ValueError, match="samples: expected at least two"):
+        segment_samples(samples[:1], segmenter)
+
+
+def test_volume_intervals_cover_and_are_widened():
+    """Sizes drawn from one distribution, six samples each: about 95 % of the intervals hold another draw."""
+    rng = np.random.default_rng(0)
+
+    def case(spread):
+        mean, found = rng.integers(300, 600), []
+        for size in np.round(rng.normal(mean, 20, 7)).astype(int):
+            labels = torch.zeros(1, 40, 40, dtype=torch.long)
+            labels.view(-1)[:size] = 1
+            found.append(labels)
+        centre = found[0].sum().item()
+        for labels in found[1:]:  # the samples' spread about their own mean, shrunk
+            shrunk = round(mean + spread * (labels.sum().item() - mean))
+            labels.zero_()
+            labels.view(-1)[:shrunk] = 1
+        assert centre > 0
+        return SegmentedSamples(torch.stack(found[1:]), ("no", "yes")), found[0]
+
+    def coverage(cases, widening=1.0):
+        inside = []
+        for found, truth in cases:
+            found.widening = widening
+            low, high = found.volume_interval()
+            inside.append(low.item() <= truth.sum().item() <= high.item())
+        return np.mean(inside)
+
+    assert 0.9 <= coverage([case(1.0) for _ in range(200)]) <= 0.99
+    narrow = [case(0.3) for _ in range(400)]
+    assert coverage(narrow) < 0.7
+    factor = calibrated([found for found, _ in narrow[:200]], [truth for _, truth in narrow[:200]])
+    assert 0.9 <= coverage(narrow[200:], factor) <= 0.99
+
+
+def test_finetuning_lowers_its_loss(segmenter, medical):
+    """On two cases and one operator; the given denoiser stays as it is."""
+    cases, operator = [phantom(0), phantom(1)], {"4x": OPERATORS["4x"]}
+    before = [p.clone() for p in medical.parameters()]
+    options = {"iterations": 3, "steps": 12, "learning_rate": 3e-4}
+    trained, _ = finetune(cases, operator, medical, segmenter, weight=0.0, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, medical.parameters()))
+    solvers = {
+        name: (lambda op, y, network=network: pnp.solve(op, y, network, algorithm="hqs", iterations=3).x)
+        for name, network in (("before", medical), ("after", trained))
+    }
+    means = evaluate(cases, operator, solvers, segmenter).frame.groupby("solver")["psnr"].mean()
+    assert means["after"] > means["before"] + 0.2
+    with pytest.raises(ValueError, match="weight: expected 0 to 1"):
+        finetune(cases, operator, medical, segmenter, weight=2)
