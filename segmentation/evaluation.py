@@ -41,8 +41,8 @@ class Scores:
     def compare(self, other: Scores, score: str = "dice", level: float = 0.95, seed: int = 0) -> dict[str, float]:
         """How much higher these scores are than another segmenter's on the same images.
 
-        :return: ``difference`` of the means, its bootstrap interval over the images (``low``, ``high``), and ``better``,
-            the share of the images on which these are higher.
+        :return: ``difference`` of the means, its bootstrap interval over the images (``low``, ``high``), and
+            ``better``, the share of the images on which these are higher.
         :raises ValueError: where the images differ in number.
         """
         first, second = self.images(score), other.images(score)

@@ -204,8 +204,8 @@ def attribution(
     :param segmenter: the segmenter.
     :param x: images (B, C, H, W).
     :param target: class number.
-    :param method: ``"integrated-gradients"`` (Sundararajan et al., ICML 2017), from the blurred image, or ``"grad-cam"``
-        (Selvaraju et al., ICCV 2017), by captum.
+    :param method: ``"integrated-gradients"`` (Sundararajan et al., ICML 2017), from the blurred image, or
+        ``"grad-cam"`` (Selvaraju et al., ICCV 2017), by captum.
     :param layer: for Grad-CAM, default the encoder's last level.
     """
     from captum.attr import IntegratedGradients, LayerGradCam

@@ -60,7 +60,7 @@ def test_rows(table):
     frame = table.frame
     assert len(frame) == 4 * 2 * 4
     expected = ["case", "operator", "solver", "psnr", "ssim", "nrmse", "dice", "iou", "hd95", "volume_error"]
-    assert set(expected + ["dice_grey", "dice_bright", "seconds", "denoiser_calls", "operator_calls"]) <= set(frame)
+    assert {*expected, "dice_grey", "dice_bright", "seconds", "denoiser_calls", "operator_calls"} <= set(frame)
     assert not frame.duplicated(["case", "operator", "solver"]).any()
     means = frame.groupby(["operator", "solver"])[["psnr", "dice", "denoiser_calls"]].mean()
     for operator in OPERATORS:
@@ -176,7 +176,11 @@ def test_rank_correlation_of_known_orders():
 def test_summary_compares_case_by_case():
     """A gain of .01 in each of twelve cases that differ by far more is certain."""
     level = np.linspace(0.3, 0.9, 12)[:, None]
-    summary = made_up(level + [0, 0.01, 0.01, -0.02], 30 + 0 * level + [0, 1, 2, 3]).summary("a").set_index("solver")
+    summary = (
+        made_up(level + np.array([0, 0.01, 0.01, -0.02]), 30 + 0 * level + np.arange(4))
+        .summary("a")
+        .set_index("solver")
+    )
     assert summary.loc["b", "dice"] == pytest.approx(0.61)
     assert summary.loc["b", "dice_low"] < 0.55
     assert summary.loc["b", "dice_difference"] == pytest.approx(0.01)
@@ -184,7 +188,7 @@ def test_summary_compares_case_by_case():
     assert summary.loc["b", "dice_p"] < 0.001
     assert summary.loc["a", "dice_p"] == 1
     with pytest.raises(ValueError, match="baseline: expected one of"):
-        made_up(level + [0, 0, 0, 0], level + [0, 0, 0, 0]).summary("z")
+        made_up(level + np.zeros(4), level + np.zeros(4)).summary("z")
 
 
 def test_files_and_plot(table, tmp_path):
@@ -204,6 +208,7 @@ def test_segmented_samples(segmenter):
     assert (found.consensus == labels).float().mean() > 0.95
     low, high = found.volume_interval()
     assert (low <= found.volumes.mean(0)).all()
+    assert (found.volumes.mean(0) <= high).all()
     assert (found.agreement().mean(0) > 0.8).all()
     assert "grey" in repr(found)
     with pytest.raises(ValueError, match="samples: expected at least two"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_order_of_the_solvers(solver, order):
     x, v = torch.tensor([1.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
     exact, _ = integrate(oscillator, x, v, 2000, "rk4")[-1]
     errors = [(integrate(oscillator, x, v, steps, solver)[-1][0] - exact).abs().item() for steps in (10, 20, 40)]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.5)
 
 

@@ -175,7 +175,7 @@ def test_reading_folders(tmp_path):
     Image.fromarray(colours).save(tmp_path / "images" / "second.png")
     with pytest.raises(FileNotFoundError, match="no labels for second"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="path: expected .npz, nnU-Net's layout"):
+    with pytest.raises(ValueError, match=r"path: expected \.npz, nnU-Net's layout"):
         read(tmp_path / "masks")
 
 
@@ -202,12 +202,12 @@ def test_splits_are_kept(tmp_path):
     names = [f"case{k}" for k in range(20)]
     parts = split(names, tmp_path / "split.json", validation=0.2, test=0.1, seed=3)
     assert [len(parts[key]) for key in ("training", "validation", "test")] == [14, 4, 2]
-    assert sorted(sum(parts.values(), [])) == sorted(names)
+    assert sorted(name for part in parts.values() for name in part) == sorted(names)
     assert split(names, tmp_path / "split.json", validation=0.5, seed=9) == parts
     with pytest.raises(ValueError, match="splits cases that are not there"):
         split(names[1:5], tmp_path / "split.json")
     folds = [split(names, folds=3, fold=k, test=0.1) for k in range(3)]
-    assert sorted(sum((fold["validation"] for fold in folds), [])) == sorted(set(names) - set(folds[0]["test"]))
+    assert sorted(name for fold in folds for name in fold["validation"]) == sorted(set(names) - set(folds[0]["test"]))
     assert all(not set(fold["training"]) & set(fold["validation"]) for fold in folds)
     with pytest.raises(ValueError, match="folds, fold"):
         split(names, folds=3, fold=3)

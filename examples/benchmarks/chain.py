@@ -43,12 +43,10 @@ def main():
     for subject in VALIDATION:
         images, labels = coronal(options.data, subject)
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
-        rows.append(
-            (subject, "full, all slices", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist())
-        )
+        rows.append((subject, "full, all slices", None, pooled_dice(found, labels, classes)))
         images, labels = images[:: options.every], labels[:: options.every]
         found = torch.cat([segmenter.predict(part) for part in images.split(8)])
-        rows.append((subject, "full", None, metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()))
+        rows.append((subject, "full", None, pooled_dice(found, labels, classes)))
         for acceleration in options.accelerations:
             psnr, found = [], []
             for k, image in enumerate(images):
@@ -56,7 +54,7 @@ def main():
                 x = pnp.solve(op, y, denoiser, algorithm=options.algorithm).x
                 psnr.append(quality.psnr(x, truth, image > 0).item())
                 found.append(segmenter.predict(x))
-            scores = metrics.dice(torch.cat(found), labels, len(classes), pooled=True)[0].tolist()
+            scores = pooled_dice(torch.cat(found), labels, classes)
             rows.append((subject, f"{acceleration:g}x", float(np.mean(psnr)), scores))
             print(rows[-1], flush=True)
 
@@ -69,6 +67,10 @@ def main():
             cells = " | ".join(f"{score:.3f}" for score in [*scores, float(np.mean(scores))])
             print(f"| {name} | {kind} | {'-' if psnr is None else f'{psnr:.2f}'} | {cells} |")
     (options.out / "chain.json").write_text(json.dumps(rows, indent=1))
+
+
+def pooled_dice(found, labels, classes):
+    return metrics.dice(found, labels, len(classes), pooled=True)[0].tolist()
 
 
 def coronal(folder, subject):

@@ -4,11 +4,11 @@
     python examples/benchmarks/segmentation.py --data DATA --set busi256 --models light,unet,ukan --seeds 0,1,2 \\
         --epochs 60 --out runs/accuracy                             # trains (hours), then prints the table
 
-Times are of one thread in process CPU time, the minimum of rounds in which all networks take turns, at 256 x 256, batch
-1; memory is the peak above what the process had, each network in a process of its own. For accuracy, all networks get
-the same slices in the same order, the same augmentation, optimiser and number of epochs; the epoch with the best Dice on
-the validation slices is scored on test slices that nothing was chosen by. Intervals are bootstrapped over the test
-images of all seeds; comparisons are paired by image.
+Times are of one thread in process CPU time, the minimum of rounds in which all networks take turns, at 256 x 256,
+batch 1; memory is the peak above what the process had, each network in a process of its own. For accuracy, all networks
+get the same slices in the same order, the same augmentation, optimiser and number of epochs; the epoch with the best
+Dice on the validation slices is scored on test slices that nothing was chosen by. Intervals are bootstrapped over the
+test images, of whose scores the seeds' mean is taken; comparisons are paired by image.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 # some files here are named like the packages that they measure
@@ -98,19 +99,23 @@ def main():
 def layers(rounds):
     print("| KAN layer, 4096 tokens | recursion ms | here ms | ratio |\n|---|---|---|---|")
     for width in (128, 256):
-        layer, x = kan.KANLinear(width, width), torch.randn(4096, width)
-        g = torch.randn(4096, width)
-        forward = {"recursion": lambda: recursive(layer, x), "here": lambda: layer(x)}
+        layer = kan.KANLinear(width, width)
+        x, g = torch.randn(4096, width), torch.randn(4096, width)
+        functions = {"recursion": partial(recursive, layer), "here": layer}
         with torch.no_grad():
-            times = {name: best for name, best in turns(forward, rounds).items()}
-        row(f"{width} to {width}, forward", times)
+            times = turns({name: partial(f, x) for name, f in functions.items()}, rounds)
+        compare(f"{width} to {width}, forward", times)
         x = x.clone().requires_grad_()
-        both = {"recursion": lambda: recursive(layer, x).backward(g), "here": lambda: layer(x).backward(g)}
-        row(f"{width} to {width}, forward and backward", turns(both, rounds))
+        times = turns({name: partial(there_and_back, f, x, g) for name, f in functions.items()}, rounds)
+        compare(f"{width} to {width}, forward and backward", times)
     print()
 
 
-def row(name, times):
+def there_and_back(function, x, g):
+    function(x).backward(g)
+
+
+def compare(name, times):
     old, new = times["recursion"], times["here"]
     print(f"| {name} | {1e3 * old:.1f} | {1e3 * new:.1f} | {old / new:.1f}x |", flush=True)
 
@@ -228,12 +233,10 @@ def accuracy(options):
         low, high = interval(dice[np.isfinite(dice)])
         seeds = ", ".join(f"{frame['dice'].mean():.3f}" for frame in found[model])
         others = score.frame[["iou", "hd95"]].mean()
-        compared = (
-            score.compare(scores["ukan"]) if "ukan" in scores else dict.fromkeys(("difference", "low", "high"), np.nan)
-        )
+        gain = score.compare(scores.get("ukan", score))
         print(
             f"| {MODELS[model]} | {np.nanmean(dice):.3f} ({low:.3f} to {high:.3f}) | {seeds} | {others['iou']:.3f} | "
-            f"{others['hd95']:.1f} | {compared['difference']:+.3f} ({compared['low']:+.3f} to {compared['high']:+.3f}) | "
+            f"{others['hd95']:.1f} | {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}) | "
             f"{np.mean(hours[model]):.0f} |"
         )
 

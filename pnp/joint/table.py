@@ -90,8 +90,8 @@ class Table:
         return {"rho": rho} | _range(np.mean(all_draws, 0), level) | {"by_operator": by_operator}
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Dice against PSNR (a marker for each solver, a colour for each operator; lines for the oracle and, dotted, the
-        direct reconstruction), and Dice along the operators for each solver.
+        """Dice against PSNR (a marker for each solver, a colour for each operator; lines for the oracle and, dotted,
+        the direct reconstruction), and Dice along the operators for each solver.
 
         :param path: picture to write.
         """
