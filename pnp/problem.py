@@ -67,7 +67,11 @@ class Problem:
         self.first = first / self.scale
 
         noise = _per_item(self._estimated_noise(op, y), b) if told is None else told
-        self.measured_noise = noise.item() if isinstance(noise, Tensor) and noise.numel() == 1 else noise
+        self.measured_noise = noise
+        if isinstance(noise, Tensor) and told is None and isinstance(y, Tensor):
+            self.measured_noise = _per_item(noise, y)
+        if isinstance(self.measured_noise, Tensor) and self.measured_noise.numel() == 1:
+            self.measured_noise = self.measured_noise.item()
         whitened = torch.as_tensor(1.0 if uneven else noise, device=b.device)
         self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
 
