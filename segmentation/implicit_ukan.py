@@ -16,7 +16,8 @@ from segmentation.unet import fit_multiple
 VARIANTS = {
     # channels of each level, finest first; steps of the solver at each; which ones have layers of curves; whether one
     # curve serves all of an input's connections; whether the finest level works at half of the resolution; whether the
-    # force sees all channels of the velocity; whether skips are concatenated or added
+    # force sees all channels of the velocity; which levels have separable convolutions; whether skips are concatenated
+    # or added
     "paper": {
         "widths": (6, 32, 64, 128, 160, 256),
         "steps": (1, 1, 2, 2, 2, 2),
@@ -24,15 +25,17 @@ VARIANTS = {
         "shared": False,
         "half": False,
         "mixed": True,
+        "separable": False,
         "concatenated": True,
     },
     "light": {
-        "widths": (16, 32, 64, 96, 128),
-        "steps": (1, 1, 2, 2, 2),
+        "widths": (16, 32, 64, 160, 256),
+        "steps": (1, 1, 2, 3, 3),
         "curves": (False, False, False, True, True),
         "shared": True,
         "half": True,
         "mixed": False,
+        "separable": (False, False, False, True, True),
         "concatenated": False,
     },
 }
@@ -79,19 +82,21 @@ class ImplicitUKAN2(nn.Module):
         self.settings |= changes
         layout = VARIANTS[variant] | changes
         self.widths, self.concatenated, self.fold = layout["widths"], layout["concatenated"], 1 + layout["half"]
-        widths, curves, counts = (_for_each(layout[key], self.widths, key) for key in ("widths", "curves", "steps"))
+        keys = ("widths", "steps", "separable", "curves")
+        levels = list(zip(*(_for_each(layout[key], self.widths, key) for key in keys)))
+        widths = self.widths
 
-        def level(width, curved, steps):
-            block = SecondOrderBlock(width, steps, solver, mixed=layout["mixed"])
+        def level(width, steps, separable, curved):
+            block = SecondOrderBlock(width, steps, solver, layout["mixed"], separable)
             return nn.Sequential(block, CurveBlock(width, layout["shared"])) if curved else nn.Sequential(block)
 
         self.stem = nn.Conv2d(self.fold**2 * in_channels, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(map(level, widths, curves, counts))
+        self.encoder = nn.ModuleList(level(*settings) for settings in levels)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         merge = (nn.Conv2d(2 * a, a, 3, padding=1) if self.concatenated else nn.Identity() for a in widths[:-1])
         self.merge = nn.ModuleList(merge)
-        self.decoder = nn.ModuleList(map(level, widths[:-1], curves, counts))
+        self.decoder = nn.ModuleList(level(*settings) for settings in levels[:-1])
         self.head = nn.Sequential(
             nn.GroupNorm(2, widths[0]), nn.ReLU(), nn.Conv2d(widths[0], self.fold**2 * num_classes, 3, padding=1)
         )

@@ -121,6 +121,17 @@ def test_images_of_other_ranges(brain, medical):
     assert quality.nrmse(solution.x + 1000, hounsfield + 1000).item() < 1.1 * quality.nrmse(unit.x, brain).item()
 
 
+def test_the_noise_that_was_found_can_be_told(multicoil, medical):
+    """One level for each image of a batch, broadcastable to measurements of several coils."""
+    op, y, _ = multicoil
+    op.set_noise_model(deepinv.physics.ZeroNoise())
+    found = pnp.solve(op, torch.cat([y, 3 * y]), None, algorithm="direct").noise
+    assert found.shape == (2, 1, 1, 1, 1)
+    assert found[1].item() == pytest.approx(3 * found[0].item(), rel=0.01)
+    told = pnp.solve(op, torch.cat([y, 3 * y]), medical, noise=found, iterations=2)
+    assert torch.isfinite(told.x).all()
+
+
 def test_noise_of_each_coil(multicoil, medical):
     """Three coils that are all but useless must not spoil the fourth, once their noise is told."""
     op, _, truth = multicoil
