@@ -99,7 +99,7 @@ def test_block_converges_to_the_adaptive_solution():
     block, x = SecondOrderBlock(8).double(), torch.randn(2, 8, 12, 12, dtype=torch.float64)
     with torch.no_grad():
         block.outer.weight.mul_(4)
-        v = block.velocity(x.movedim(1, -1)).movedim(-1, 1)
+        v = block.velocity(x)
         exact, _ = integrate(block.force, x, v, 1, "dopri5", tolerance=1e-10)[-1]
         for solver, order in (("euler", 1), ("verlet", 2)):
             errors = [(integrate(block.force, x, v, k, solver)[-1][0] - exact).norm().item() for k in (32, 64)]
