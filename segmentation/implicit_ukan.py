@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from segmentation.kan import KANLinear, MultKAN, SharedKAN
 from segmentation.ode import SecondOrderBlock
-from segmentation.unet import fit_multiple
+from segmentation.unet import conv, fit_multiple
 
 VARIANTS = {
     # channels of each level, finest first; steps of the solver at each; which ones have layers of curves; whether one
     # curve serves all of an input's connections; whether the finest level works at half of the resolution; whether the
-    # force sees all channels of the velocity; which levels have separable convolutions; whether skips are concatenated
-    # or added
+    # force sees all channels of the velocity; which levels have separable convolutions
     "paper": {
         "widths": (6, 32, 64, 128, 160, 256),
         "steps": (1, 1, 2, 2, 2, 2),
@@ -26,17 +25,15 @@ VARIANTS = {
         "half": False,
         "mixed": True,
         "separable": False,
-        "concatenated": True,
     },
     "light": {
-        "widths": (16, 32, 64, 160, 256),
-        "steps": (1, 1, 2, 3, 3),
-        "curves": (False, False, False, True, True),
+        "widths": (16, 32, 64, 128, 192),
+        "steps": (1, 1, 1, 2, 2),
+        "curves": (False, False, False, False, True),
         "shared": True,
         "half": True,
         "mixed": False,
         "separable": (False, False, False, True, True),
-        "concatenated": False,
     },
 }
 
@@ -50,7 +47,7 @@ class ImplicitUKAN2(nn.Module):
 
     ``variant="paper"`` has the paper's five levels of 6 to 160 channels and a bottleneck of 256. ``"light"`` starts at
     half of the resolution by rearranging pixels into channels, which loses nothing, has one curve for each channel
-    instead of one for each connection, and adds the skips.
+    instead of one for each connection.
 
     :param num_classes: number of classes K, background included.
     :param in_channels: image channels C.
@@ -81,7 +78,7 @@ class ImplicitUKAN2(nn.Module):
         self.settings = {"num_classes": num_classes, "in_channels": in_channels, "variant": variant, "solver": solver}
         self.settings |= changes
         layout = VARIANTS[variant] | changes
-        self.widths, self.concatenated, self.fold = layout["widths"], layout["concatenated"], 1 + layout["half"]
+        self.widths, self.fold = layout["widths"], 1 + layout["half"]
         keys = ("widths", "steps", "separable", "curves")
         levels = list(zip(*(_for_each(layout[key], self.widths, key) for key in keys)))
         widths = self.widths
@@ -90,16 +87,13 @@ class ImplicitUKAN2(nn.Module):
             block = SecondOrderBlock(width, steps, solver, layout["mixed"], separable)
             return nn.Sequential(block, CurveBlock(width, layout["shared"])) if curved else nn.Sequential(block)
 
-        self.stem = nn.Conv2d(self.fold**2 * in_channels, widths[0], 3, padding=1)
+        self.stem = conv(self.fold**2 * in_channels, widths[0])
         self.encoder = nn.ModuleList(level(*settings) for settings in levels)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
+        self.shrink = nn.ModuleList(conv(a, b, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
-        merge = (nn.Conv2d(2 * a, a, 3, padding=1) if self.concatenated else nn.Identity() for a in widths[:-1])
-        self.merge = nn.ModuleList(merge)
+        self.merge = nn.ModuleList(conv(2 * a, a) for a in widths[:-1])
         self.decoder = nn.ModuleList(level(*settings) for settings in levels[:-1])
-        self.head = nn.Sequential(
-            nn.GroupNorm(2, widths[0]), nn.ReLU(), nn.Conv2d(widths[0], self.fold**2 * num_classes, 3, padding=1)
-        )
+        self.head = nn.Conv2d(widths[0], self.fold**2 * num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) of any size."""
@@ -129,8 +123,7 @@ class ImplicitUKAN2(nn.Module):
             x = shrink(skips[-1])
         x = self.encoder[-1](x)
         for k in reversed(range(len(skips))):
-            x = self.grow[k](x)
-            x = self.merge[k](torch.cat([x, skips[k]], 1)) if self.concatenated else x + skips[k]
+            x = self.merge[k](torch.cat([self.grow[k](x), skips[k]], 1))
             if k:
                 x = self.decoder[k](x)
         return x, crop

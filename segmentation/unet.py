@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -57,12 +58,13 @@ def fit_multiple(x: Tensor, channels: int, multiple: int) -> tuple[Tensor, int, 
 
 
 def _double_conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(*_conv(inputs, outputs, stride), *_conv(outputs, outputs, 1))
+    return nn.Sequential(*conv(inputs, outputs, stride), *conv(outputs, outputs))
 
 
-def _conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
-    return (
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3 x 3 convolution, group normalisation and leaky ReLU."""
+    return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-        nn.GroupNorm(4, outputs),
+        nn.GroupNorm(math.gcd(outputs, 4), outputs),
         nn.LeakyReLU(0.01),
     )

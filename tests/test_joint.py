@@ -263,3 +263,34 @@ def test_finetuning_lowers_its_loss(segmenter, medical):
     assert means["after"] > means["before"] + 0.2
     with pytest.raises(ValueError, match="weight: expected 0 to 1"):
         finetune(cases, operator, medical, segmenter, weight=2)
+
+
+def test_vertebra_task(tmp_path, monkeypatch, segmenter):
+    """Made-up slices through the built-in task: operators of rising difficulty, each with its own noise."""
+    from pnp.joint import tasks
+
+    monkeypatch.setattr(tasks.segmentation, "load", lambda task, model: segmenter)
+    pairs = [phantom(seed) for seed in range(3)]
+    images, labels = (np.stack([part.numpy()[(0,) * (part.ndim - 2)] for part in parts]) for parts in zip(*pairs))
+    np.savez(tmp_path / "slices.npz", images=images, masks=labels.astype(np.uint8))
+    task = tasks.vertebra(tmp_path / "slices.npz", count=2)
+    assert [tuple(image.shape) for image, _ in task.cases] == [(1, 1, *SIZE)] * 2
+    frame = task.evaluate(["direct", "oracle"]).frame
+    psnr = frame[frame.solver == "direct"].groupby("operator", sort=False)["psnr"].mean()
+    assert list(psnr.index) == ["60 views", "30 views", "low dose"]
+    assert psnr["60 views"] > psnr["30 views"] > 10
+    with pytest.raises(ValueError, match="count: expected 1 to 3"):
+        tasks.vertebra(tmp_path / "slices.npz", count=9)
+
+
+def test_brain_and_breast_tasks(data):
+    from pnp.joint import tasks
+
+    volume = data / "ibsr18" / "IBSR_04.nii.gz"
+    brain = tasks.brain_tissue([volume], [volume.with_name("IBSR_04_seg.nii.gz")], count=1, size=128)
+    assert brain.cases[0][0].shape == (1, 2, 128, 128)
+    frame = brain.evaluate(["direct", "oracle"]).frame
+    assert (frame[frame.solver == "oracle"]["dice"] > 0.6).all()
+    breast = tasks.breast_lesion(data / "busi256" / "train.npz", count=1)
+    assert breast.cases[0][0].shape == (1, 1, 256, 256)
+    assert len(breast.operators) == 3

@@ -34,7 +34,7 @@ def evaluate(
     segmenter,
     *,
     denoiser: Callable | None = None,
-    noise: float | None = 0.01,
+    noise: float | Mapping[str, float | None] | None = 0.01,
     seed: int = 0,
     workers: int = 1,
     out: str | Path | None = None,
@@ -53,7 +53,8 @@ def evaluate(
     :param segmenter: has ``classes`` and ``predict(image)``, such as :func:`segmentation.load` returns.
     :param denoiser: denoiser of the named solvers, default ``denoisers.load("medical")``.
     :param noise: standard deviation of the Gaussian noise that is added to the measurements, in their units; None for
-        the operator's own noise model. The solvers are not told.
+        the operator's own noise model; or a dictionary of those by the operator's name. Of Gaussian noise, the solvers
+        are not told.
     :param seed: seed of the noise, which is the same for all solvers, and of the solvers.
     :param workers: number of processes, each on one thread.
     :param out: CSV file of the rows, added to as they come. Rows that it has already are not computed again.
@@ -82,7 +83,8 @@ def evaluate(
         for number, name in enumerate(operators):
             missing = {s: solver for s, solver in solvers.items() if (str(index), name, s) not in done}
             if missing:
-                settings = (denoiser, noise, (seed, index, number), spacing)
+                level = noise[name] if isinstance(noise, Mapping) else noise
+                settings = (denoiser, level, (seed, index, number), spacing)
                 jobs.append((index, case, name, operators[name], missing, segmenter, *settings))
     for found in tqdm(_run(jobs, workers), "measuring, solving, segmenting", len(jobs), disable=not progress):
         rows += found
