@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmentation.unet import Pointwise
+
 State = tuple[Tensor, Tensor]  # position and velocity
 
 
@@ -149,13 +151,6 @@ class SecondOrderBlock(nn.Module):
         gain, shift = ((weights @ waves).view(-1, 1, 1) for weights in (self.gain, self.shift))
         inner = self.inner(torch.cat([x, v], 1) if self.coupling is None else torch.addcmul(x, self.coupling, v))
         return self.outer(F.relu(torch.addcmul(shift, gain, self.norm(inner))))
-
-
-class Pointwise(nn.Linear):
-    """A 1 x 1 convolution of (B, C, H, W), as a matrix product, which is faster on a single thread."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class _Force(nn.Module):

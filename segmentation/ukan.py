@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.kan import KANLinear
-from segmentation.unet import fit_multiple
+from segmentation.unet import Pointwise, fit_multiple
 
 
 class UKAN(nn.Module):
@@ -45,7 +45,7 @@ class UKAN(nn.Module):
         self.decoder3 = ConvLayer(fine, fine, fine // 4)
         self.decoder4 = ConvLayer(fine // 4, fine // 4, fine // 8)
         self.decoder5 = ConvLayer(fine // 8, fine // 8, fine // 8)
-        self.final = nn.Conv2d(fine // 8, num_classes, 1)
+        self.final = Pointwise(fine // 8, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) of any size."""

@@ -32,7 +32,7 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(_double_conv(a, b, s) for a, b, s in zip(inputs, widths, strides))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_double_conv(2 * a, a) for a in widths[:-1])
-        self.head = nn.Conv2d(widths[0], num_classes, 1)
+        self.head = Pointwise(widths[0], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""
@@ -44,6 +44,16 @@ class UNet(nn.Module):
         for block, grow, skip in zip(reversed(self.decoder), reversed(self.grow), reversed(skips[:-1])):
             x = block(torch.cat([grow(x), skip], 1))
         return self.head(x)[..., :height, :width]
+
+
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution as a matrix product, which is faster on a single thread."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 def fit_multiple(x: Tensor, channels: int, multiple: int) -> tuple[Tensor, int, int]:
