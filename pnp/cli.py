@@ -75,6 +75,29 @@ def segment(options) -> None:
         print(f"{k} {name:14s} {volume if scan.spacing is None else volume / 1000:.0f} {unit}")
 
 
+def evaluate(options) -> None:
+    from pnp.joint import tasks
+
+    if options.task == "brain-tissue":
+        if options.labels is None:
+            raise ValueError("--labels: expected the label volumes of the images, in the same order")
+        task = tasks.brain_tissue(options.files, options.labels, count=options.count, model=options.model)
+    else:
+        if len(options.files) != 1:
+            raise ValueError(f"FILE: expected one file or folder of images and masks, got {len(options.files)}")
+        make = tasks.vertebra if options.task == "vertebra" else tasks.breast_lesion
+        task = make(options.files[0], count=options.count, model=options.model)
+    solvers = options.solvers.split(",") if options.solvers else None
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = task.evaluate(solvers, workers=options.workers, out=options.out / "rows.csv", progress=True)
+    print(table)
+    if len(set(table.frame["solver"]) - {"oracle"}) >= 3:
+        rank = table.rank_correlation()
+        print(f"rank correlation of PSNR and Dice {rank['rho']:.2f} ({rank['low']:.2f} to {rank['high']:.2f})")
+    table.plot(options.out / "dice-psnr.png")
+    print(f"wrote {options.out / 'rows.csv'} and {options.out / 'dice-psnr.png'}")
+
+
 def models(options) -> None:
     import denoisers
     import segmentation
@@ -82,7 +105,16 @@ def models(options) -> None:
     for kind, package in (("denoiser", denoisers), ("segmenter", segmentation)):
         for card in package.available():
             print(f"{kind} {card['name']}: {card['architecture']}, {card['parameters'] / 1e6:.2f} M parameters")
-            for key in ("task", "data", "recipe", "cpu_hours", "validation_psnr", "validation_dice", "licence"):
+            for key in (
+                "task",
+                "data",
+                "recipe",
+                "cpu_hours",
+                "validation_psnr",
+                "validation_dice",
+                "test_dice",
+                "licence",
+            ):
                 if card.get(key):
                     print(f"    {key.replace('_', ' ')}: {card[key]}")
 
@@ -109,6 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", default="brain-tissue", help="bundled name or weights file")
     command.add_argument("--out", type=Path, help="label map to write, default FILE-labels.nii.gz")
     command.set_defaults(run=segment)
+
+    command = commands.add_parser("evaluate", help="judge reconstruction and segmentation together on labelled images")
+    command.add_argument("task", choices=("brain-tissue", "vertebra", "breast-lesion"), help="see pnp.joint.tasks")
+    command.add_argument("files", type=Path, nargs="+", help="NIfTI brains; or one .npz or folder of images and masks")
+    command.add_argument("--labels", type=Path, nargs="+", help="NIfTI labels of the brains")
+    command.add_argument("--solvers", help="names with commas between, such as oracle,direct,tv,pnp; default seven")
+    command.add_argument("--count", type=int, default=20, help="number of slices (default 20)")
+    command.add_argument("--model", default="light", help="network of the segmenter: light or unet")
+    command.add_argument("--workers", type=int, default=1, help="number of processes")
+    command.add_argument("--out", type=Path, default=Path("pnp-evaluate"), help="folder for rows and figure")
+    command.set_defaults(run=evaluate)
 
     command = commands.add_parser("models", help="list the bundled weights with their model cards")
     command.set_defaults(run=models)

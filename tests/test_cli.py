@@ -88,3 +88,16 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path, capsys):
 def test_module_runs():
     shown = subprocess.run([sys.executable, "-m", "pnp", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(command in shown for command in ("demo", "reconstruct", "segment", "models"))
+
+
+def test_evaluate(tmp_path, capsys):
+    image, labels = demo.brain()
+    slices = {"images": image[:2, 0, 50:114, 50:114].numpy(), "masks": (labels[:2, 50:114, 50:114] == 3).numpy()}
+    np.savez(tmp_path / "slices.npz", **slices)
+    command = ["evaluate", "vertebra", str(tmp_path / "slices.npz"), "--count", "2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--solvers", "oracle,direct,cg,tv"]) == 0
+    assert "Table of 2 cases x 3 operators x 4 solvers" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2 * 3 * 4
+    assert (tmp_path / "out" / "dice-psnr.png").exists()
+    assert main(["evaluate", "brain-tissue", str(tmp_path / "slices.npz")]) == 2
+    assert "--labels: expected" in capsys.readouterr().err

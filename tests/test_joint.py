@@ -10,7 +10,7 @@ import torch
 import operators
 import pnp
 from operators import masks
-from pnp.joint import SegmentedSamples, Table, evaluate, finetune, segment_samples
+from pnp.joint import SegmentedSamples, Table, evaluate, finetune, segment_samples, through
 from pnp.joint.uncertainty import calibrated
 from segmentation import Segmenter
 
@@ -246,6 +246,19 @@ def test_volume_intervals_cover_and_are_widened():
     assert coverage(narrow) < 0.7
     factor = calibrated([found for found, _ in narrow[:200]], [truth for _, truth in narrow[:200]])
     assert 0.9 <= coverage(narrow[200:], factor) <= 0.99
+
+
+def test_training_through_reconstructions():
+    pairs = [(image[0, :1].numpy(), labels[0].numpy().astype(np.uint8)) for image, labels in map(phantom, range(8))]
+    seen = through(pairs, OPERATORS, "direct", noise=0.05, share=0.5, seed=1)
+    changed = [not np.array_equal(before[0], after[0]) for before, after in zip(pairs, seen)]
+    assert 0 < sum(changed) < 8
+    assert all(before[1] is after[1] for before, after in zip(pairs, seen))
+    assert all(after[0].shape == (1, *SIZE) and (after[0] >= 0).all() for after in seen)
+    again = through(pairs, OPERATORS, "direct", noise=0.05, share=0.5, seed=1)
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(seen, again))
+    with pytest.raises(ValueError, match="share: expected 0 to 1"):
+        through(pairs, OPERATORS, share=2)
 
 
 def test_finetuning_lowers_its_loss(segmenter, medical):

@@ -13,7 +13,8 @@ import segmentation
 from pnp import demo
 from segmentation import metrics
 from segmentation.augment import augment
-from segmentation.data import read_volume
+from segmentation.data import read, read_volume
+from segmentation.evaluation import evaluate
 from segmentation.library import without_specks
 
 
@@ -49,6 +50,28 @@ def test_held_out_subjects(segmenter, data):
         scores = metrics.dice(found, truth, 4, pooled=True)[0]
         assert (scores[1:] > 0.85).all()
         assert scores.mean() > 0.8
+
+
+@pytest.mark.parametrize("model", ["light", "unet"])
+@pytest.mark.parametrize("task", ["brain-tissue", "breast-lesion", "vertebra"])
+def test_bundled_weights(task, model):
+    loaded = segmentation.load(task, model=model)
+    card = loaded.network.card
+    assert {"data", "licence", "recipe", "seed", "cpu_hours", "validation_dice", "test_dice"} <= set(card)
+    labels = loaded.predict(torch.rand(2, 1, 70, 90))
+    assert labels.shape == (2, 70, 90)
+    assert labels.max() < len(loaded.classes)
+
+
+@pytest.mark.parametrize("model", ["light", "unet"])
+def test_held_out_vertebrae_and_lesions(data, model):
+    """A volume and images that training did not see."""
+    vertebrae = list(read(data / "ct_vertebra" / "train.npz").values())[1503::8]
+    lesions = list(read(data / "busi256" / "train.npz").values())[490:]
+    for task, pairs, least in (("vertebra", vertebrae, 0.85), ("breast-lesion", lesions, 0.6)):
+        loaded = segmentation.load(task, model=model)
+        scores = evaluate(loaded.predict, [pair[0] for pair in pairs], loaded.classes)
+        assert scores.images("dice").mean() > least
 
 
 def test_bad_images(segmenter):

@@ -72,10 +72,6 @@ def evaluate(
             raise ValueError(f"{name}: expected at least one, got none")
     for index, case in enumerate(cases):
         _check_case(index, case, operators)
-    if denoiser is None and any(not callable(solver) and solver != ORACLE for solver in solvers.values()):
-        import denoisers
-
-        denoiser = denoisers.load("medical")
     rows = _read(out)
     done = {tuple(str(row[key]) for key in KEYS) for row in rows}
     jobs = []
@@ -138,19 +134,29 @@ def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spac
             x = image
             if x is None:
                 raise ValueError(f"solvers: the oracle needs an image, case {index} has measurements only")
-        elif callable(solver):
-            x = solver(op, y)
         else:
-            solution = solve(op, y, denoiser, algorithm=None if solver == "pnp" else solver, seed=seeds[0])
-            x, calls = solution.x, solution.calls
-        if x.ndim == 5:
-            x = x.mean(0)
+            x, calls = reconstruct(solver, op, y, denoiser, seeds[0])
         seconds = time.perf_counter() - began
         row = {"case": index, "operator": name, "solver": solver_name} | scores(x, image, labels, segmenter, spacing)
         operator_calls = sum(count for key, count in calls.items() if key != "denoiser")
         row |= {"seconds": seconds, "denoiser_calls": calls.get("denoiser", 0), "operator_calls": operator_calls}
         rows.append(row)
     return rows
+
+
+def reconstruct(solver: str | Callable | None, op, y, denoiser, seed: int) -> tuple[Tensor, dict[str, int]]:
+    """The image, or the mean of the samples, that a named solver or a callable finds, and its calls."""
+    if callable(solver):
+        x, calls = solver(op, y), {}
+    else:
+        if denoiser is None:
+            import denoisers
+
+            denoiser = denoisers.load("medical")
+        solution = solve(op, y, denoiser, algorithm=None if solver == "pnp" else solver, seed=seed)
+        x, calls = solution.x, solution.calls
+    x = getattr(x, "x", x)
+    return x.mean(0) if x.ndim == 5 else x, calls
 
 
 @torch.no_grad()
