@@ -124,7 +124,8 @@ def main():
     card["temperature"] = round(segmenter.temperature, 3)
     card["test_slices"] = len(parts["test"])
     replace(path, (json.dumps(card, indent=2) + "\n").encode())
-    order = np.argsort(evaluate(segmenter.predict, parts["test"], classes).images("dice"))
+    dice = evaluate(segmenter.predict, parts["test"], classes).images("dice")
+    order = [k for k in np.argsort(dice) if np.isfinite(dice[k])]
     pictures(segmenter, [parts["test"][order[int(q * (len(order) - 1))]] for q in (0.95, 0.5, 0.0)], options.out)
 
 

@@ -13,7 +13,6 @@ test images, of whose scores the seeds' mean is taken; comparisons are paired by
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
 from functools import partial
@@ -162,14 +161,23 @@ def speed(rounds):
 
 
 def peak(name):
+    """MB above what the network itself takes: for inference, and for a training step."""
     torch.set_num_threads(1)
-    network, x = NETWORKS[name](2), torch.randn(1, 1, 256, 256)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with torch.no_grad():
-        network.eval()(x)
-    inference = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    network.train()(x).sum().backward()
-    return inference / 1024, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    network, x, found = NETWORKS[name](2), torch.randn(1, 1, 256, 256), []
+    for training in (False, True):
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # what was the peak so far is forgotten
+        with torch.set_grad_enabled(training):
+            y = network.train(training)(x)
+        if training:
+            y.sum().backward()
+        found.append(resident("VmHWM") - before)
+    return found
+
+
+def resident(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(kind))) / 1024
 
 
 def halved(cases):
