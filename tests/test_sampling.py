@@ -5,12 +5,13 @@ from __future__ import annotations
 import deepinv
 import pytest
 import torch
+from scipy import stats
 
 import pnp
 from pnp import quality
 
 
-@pytest.mark.parametrize("name", ["diffpir", "dds"])
+@pytest.mark.parametrize("name", ["diffpir", "dds", None])
 def test_samples_differ_where_nothing_was_measured(name, brain, medical):
     mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < 0.6).float()
     op = deepinv.physics.Inpainting((1, 96, 80), mask=mask)
@@ -19,7 +20,20 @@ def test_samples_differ_where_nothing_was_measured(name, brain, medical):
     assert samples.x.shape == (6, 1, 1, 96, 80)
     assert samples.std[0, mask == 0].mean() > 2 * samples.std[0, mask == 1].mean()
     assert quality.psnr(samples.mean, brain) > quality.psnr(y, brain) + 8
-    assert samples.calls["denoiser"] == 12  # all samples at once
+    assert samples.calls["denoiser"] == (24 if name is None else 12)  # all samples at once
+
+
+def test_spread_is_of_the_size_of_the_error(multicoil, medical):
+    """Intervals from eight samples hold the truth in most pixels, and the spread is larger where the error is."""
+    op, y, truth = multicoil
+    samples = pnp.sample(op, y, medical, n=8, seed=0)
+    error = (samples.mean - truth).norm(dim=1)
+    spread = samples.std.norm(dim=1)
+    body = truth.norm(dim=1) > 0.05
+    reach = stats.t.ppf(0.95, 7) * (1 + 1 / 8) ** 0.5 * samples.std[:, 0]
+    inside = ((samples.mean - truth)[:, 0].abs() <= reach)[body].float().mean()
+    assert 0.75 <= inside <= 0.97
+    assert stats.spearmanr(error[body], spread[body]).statistic > 0.1
 
 
 def test_seeds(multicoil, medical):
