@@ -117,12 +117,13 @@ def standardise(images: Tensor) -> Tensor:
     return images / images.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
 
 
-def load(task: str | Path = "brain-tissue", *, model: str = "unet", device=None) -> Segmenter:
+def load(task: str | Path = "brain-tissue", *, model: str = "light", device=None) -> Segmenter:
     """Load a trained segmenter.
 
-    :param task: a bundled task (``"brain-tissue"``: background, CSF, grey and white matter on T1 brains), or the path
-        of a ``.safetensors`` file that :func:`segmentation.train` wrote.
-    :param model: which network's weights, for a bundled task.
+    :param task: a bundled task: ``"brain-tissue"`` (background, ventricular CSF, grey and white matter on T1 brains),
+        ``"breast-lesion"`` (on ultrasound), ``"vertebra"`` (on CT slices); or the path of a ``.safetensors`` file that
+        :func:`segmentation.train` wrote.
+    :param model: which network's weights, for a bundled task: ``"light"`` or ``"unet"``.
     :param device: device to put it on, default the CPU.
     :raises ValueError: for an unknown task or model, or damaged weights.
     """
