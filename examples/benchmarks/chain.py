@@ -24,7 +24,7 @@ import segmentation
 from pnp import demo, quality
 from segmentation import metrics
 
-VALIDATION = ("IBSR_04", "IBSR_09")  # see examples/train_brain_tissue.py
+VALIDATION = ("IBSR_04", "IBSR_09")  # see examples/train_segmenters.py
 
 
 def main():
@@ -34,9 +34,10 @@ def main():
     parser.add_argument("--accelerations", type=float, nargs="+", default=[4, 8])
     parser.add_argument("--algorithm", help="default the recommended one")
     parser.add_argument("--out", type=Path, default=Path("runs/chain"))
+    parser.add_argument("--model", default="light", help="network of the segmenter, light or unet")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    denoiser, segmenter = denoisers.load("medical"), segmentation.load("brain-tissue")
+    denoiser, segmenter = denoisers.load("medical"), segmentation.load("brain-tissue", model=options.model)
     classes = segmenter.classes
 
     rows = []
