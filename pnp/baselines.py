@@ -16,7 +16,8 @@ from pnp.splitting import FISTA, Schedule, State
 
 @dataclass(frozen=True)
 class Direct:
-    """What the scanner would show: the operator's filtered back-projection, else its adjoint scaled by the norm."""
+    """What the scanner would show: filtered back-projection or density-compensated gridding where the operator has
+    them, else its adjoint scaled by the norm."""
 
     iterations: int = 1
     uses_denoiser = False
@@ -25,9 +26,11 @@ class Direct:
         return [(torch.zeros_like(problem.norm), torch.zeros_like(problem.norm))]
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
-        op = problem.measured.op
+        op, y = problem.measured.op, problem.measured.y
         if hasattr(op, "fbp"):
-            return (op.fbp(problem.measured.y) / problem.scale,)
+            return (op.fbp(y) / problem.scale,)
+        if hasattr(op, "density_compensation"):
+            return (op.A_adjoint(y * op.density_compensation()) / problem.scale,)
         return (problem.adjoint_y,)
 
 

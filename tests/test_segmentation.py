@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,7 +72,7 @@ def test_held_out_vertebrae_and_lesions(data, model):
     for task, pairs, least in (("vertebra", vertebrae, 0.85), ("breast-lesion", lesions, 0.6)):
         loaded = segmentation.load(task, model=model)
         scores = evaluate(loaded.predict, [pair[0] for pair in pairs], loaded.classes)
-        assert scores.images("dice").mean() > least
+        assert np.nanmean(scores.images("dice")) > least  # some slices show nothing
 
 
 def test_bad_images(segmenter):
