@@ -26,7 +26,7 @@ class Direct:
         return [(torch.zeros_like(problem.norm), torch.zeros_like(problem.norm))]
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
-        op, y = problem.measured.op, problem.measured.y
+        op, y = problem.measured.op, problem.measured.given  # not whitened
         if hasattr(op, "fbp"):
             return (op.fbp(y) / problem.scale,)
         if hasattr(op, "density_compensation"):

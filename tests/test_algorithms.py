@@ -206,3 +206,13 @@ def test_direct_grids_radial_samples(brain):
     truth = torch.cat([brain, torch.zeros_like(brain)], 1)
     found = pnp.solve(op, op.A(truth), None, algorithm="direct", noise=1e-3).x
     assert quality.nrmse(found, truth).item() < 0.05
+
+
+def test_direct_back_projects_what_was_measured():
+    """Also where the noise is another in each measurement, by which iterative algorithms weight them."""
+    x = torch.zeros(1, 1, 32, 32)
+    x[..., 8:24, 10:20] = 1
+    noise = operators.LowDose(1e4, mu=0.05)
+    op = operators.ParallelBeamCT((32, 32), torch.arange(40) * torch.pi / 40, noise_model=noise)
+    y = op(x)
+    torch.testing.assert_close(pnp.solve(op, y, None, algorithm="direct").x, op.fbp(y))
