@@ -80,6 +80,8 @@ def sample(
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
     began = time.perf_counter()
     sampler = algorithms.find("diffpir" if algorithm is None else algorithm, steps)
+    if not isinstance(sampler, algorithms.DiffPIR):
+        raise ValueError(f'algorithm: expected a diffusion sampler, "diffpir" or "dds", got {algorithm!r}')
     problem = Problem(op, y, denoiser, noise, seed)
     drawn = _draw(problem, sampler, max(n, 2) if algorithm is None else n, progress)
     calls = problem.calls

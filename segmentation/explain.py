@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from segmentation.kan import KANLinear, SharedKAN, bases
@@ -48,14 +49,16 @@ def contributions(layer: CurveLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(layer, SharedKAN):
         values, weight = layer.activation(x), layer.linear.weight
         return weight * values.mean(0), weight.abs() * values.std(0)
-    weight = layer.spline_weight * layer.spline_scaler.unsqueeze(-1)
-    means, deviations = [], []
-    for i in range(layer.in_features):
-        values = bases(x[:, i], *layer.interval).T @ weight[:, i].T
-        values += F.silu(x[:, i, None]) * layer.base_weight[:, i]
-        means.append(values.mean(0))
-        deviations.append(values.std(0))
-    return torch.stack(means, 1), torch.stack(deviations, 1)
+    values = [_curves(layer, x, i) for i in range(layer.in_features)]
+    return torch.stack([v.mean(0) for v in values], 1), torch.stack([v.std(0) for v in values], 1)
+
+
+def _curves(layer: CurveLayer, x: Tensor, i: int) -> Tensor:
+    """The i-th input's curves at the rows of x (N, I): (N, O), or (N, 1) where one curve serves all outputs."""
+    if isinstance(layer, SharedKAN):
+        return layer.activation(x)[:, i : i + 1]
+    weight = layer.spline_weight[:, i] * layer.spline_scaler[:, i, None]
+    return bases(x[:, i], *layer.interval).T @ weight.T + F.silu(x[:, i, None]) * layer.base_weight[:, i]
 
 
 def importance(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -131,8 +134,7 @@ class Symbolic(nn.Module):
         super().__init__()
         self.register_buffer("middle", x.mean(0))
         self.register_buffer("scale", x.std(0).clamp_min(1e-6))
-        shared = isinstance(layer, SharedKAN)
-        self.linear = copy.deepcopy(layer.linear) if shared else None
+        self.linear = copy.deepcopy(layer.linear) if isinstance(layer, SharedKAN) else None
         u = (x - self.middle) / self.scale
         slopes, offsets, choices, fits = [], [], [], []
         functions = torch.stack([function(u) for function in FORMULAS.values()])  # (F, N, I)
@@ -140,13 +142,7 @@ class Symbolic(nn.Module):
         power = centred.square().mean(1)  # (F, I)
         with torch.no_grad():
             for i in range(layer.in_features):
-                if shared:
-                    values = layer.activation(x)[:, i : i + 1]
-                else:
-                    weight = layer.spline_weight[:, i] * layer.spline_scaler[:, i, None]
-                    values = (
-                        bases(x[:, i], *layer.interval).T @ weight.T + F.silu(x[:, i, None]) * layer.base_weight[:, i]
-                    )
+                values = _curves(layer, x, i)
                 deviation = values - values.mean(0)
                 products = centred[:, :, i] @ deviation / len(x)  # (F, O)
                 slope = products / power[:, i, None].clamp_min(1e-12)
@@ -188,7 +184,7 @@ def _replaced(network: nn.Module, images: Tensor, make: Callable[[CurveLayer, Te
 @torch.no_grad()
 def unsettled(network: nn.Module, x: Tensor) -> Tensor:
     """Where the answer of an :class:`segmentation.ImplicitUKAN2` still depends on the solver: how far the most affected
-    class's probability moves when all steps are halved, (B, H, W)."""
+    class's probability moves when twice as many steps, half as long, are made, (B, H, W)."""
     fine = copy.deepcopy(network)
     for block in fine.modules():
         if hasattr(block, "steps") and hasattr(block, "force"):
@@ -274,23 +270,22 @@ def randomised(segmenter: Segmenter, seed: int = 0) -> Segmenter:
     return Segmenter(network.eval(), segmenter.classes)
 
 
-def plot_curves(network: nn.Module, images: Tensor, count: int = 12):
-    """The most important curves of each layer over the histogram of the inputs that each one sees: a figure."""
-    from matplotlib import pyplot
-
+def plot_curves(network: nn.Module, images: Tensor, count: int = 12) -> Figure:
+    """The most important curves of each layer over the histogram of the inputs that each one sees."""
     seen = inputs(network, images)
-    figure, axes = pyplot.subplots(len(seen), count, figsize=(1.5 * count, 1.5 * len(seen)), squeeze=False)
+    figure = Figure(figsize=(1.5 * count, 1.5 * len(seen)), layout="constrained")
+    axes = figure.subplots(len(seen), count, squeeze=False)
     for row, (name, x) in zip(axes, seen.items()):
         layer = network.get_submodule(name)
         deviation = contributions(layer, x)[1]
         for axis, i in zip(row, deviation.norm(dim=0).argsort(descending=True).tolist()):
-            points = torch.linspace(*torch.quantile(x[:, i], torch.tensor([0.005, 0.995])), 100)
+            low, high = torch.quantile(x[:, i], x.new_tensor([0.005, 0.995])).tolist()
+            points = torch.linspace(low, high, 100, device=x.device)
             curves = layer.curves(points)
             curve = curves[i] if isinstance(layer, SharedKAN) else curves[deviation[:, i].argmax(), i]
-            axis.hist(x[:, i].numpy(), 40, range=(points[0].item(), points[-1].item()), color="0.85")
-            axis.twinx().plot(points, curve.detach(), color="C0")
+            axis.hist(x[:, i].cpu().numpy(), 40, range=(low, high), color="0.85")
+            axis.twinx().plot(points.cpu(), curve.cpu(), color="C0")
             axis.set_title(f"input {i}", fontsize=7)
             axis.tick_params(labelsize=5)
         row[0].set_ylabel(name, fontsize=6)
-    figure.tight_layout()
     return figure

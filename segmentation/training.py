@@ -81,6 +81,8 @@ def train(
     """
     rank, count = processes.join()
     _check(pairs, classes, batch, count)
+    if epochs < 1 or (steps is not None and steps < 1):
+        raise ValueError(f"epochs, steps: expected at least 1, got {epochs} and {steps}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)

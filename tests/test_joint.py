@@ -142,6 +142,12 @@ def test_bad_input(segmenter):
         evaluate([(image, labels)], OPERATORS, [], segmenter)
     with pytest.raises(ValueError, match="cases: expected labels"):
         evaluate([(image, labels[:, :-1])], OPERATORS, ["direct"], segmenter)
+    with pytest.raises(ValueError, match="cases: expected labels from 0 to 2"):
+        evaluate([(image, labels + 5)], OPERATORS, ["direct"], segmenter)
+    with pytest.raises(ValueError, match="noise: expected one for each operator, none for 4x"):
+        evaluate([(image, labels)], OPERATORS, ["direct"], segmenter, noise={"2x": 0.1})
+    with pytest.raises(ValueError, match="noise: expected finite standard deviations"):
+        evaluate([(image, labels)], OPERATORS, ["direct"], segmenter, noise=-1)
     with pytest.raises(ValueError, match="cases: expected an image"):
         evaluate([(image[0], labels)], OPERATORS, ["direct"], segmenter)
 

@@ -61,5 +61,7 @@ def test_bad_input(multicoil, medical):
         pnp.sample(op, y, medical, steps=0)
     with pytest.raises(TypeError, match="denoiser: expected a callable"):
         pnp.sample(op, y, None)
+    with pytest.raises(ValueError, match="algorithm: expected a diffusion sampler"):
+        pnp.sample(op, y, medical, algorithm="hqs")
     with pytest.raises(ValueError, match="algorithm: expected one of"):
         pnp.sample(op, y, medical, algorithm="magic")

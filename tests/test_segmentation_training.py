@@ -106,6 +106,8 @@ def test_deep_supervision_reaches_every_level(tmp_path, network):
 def test_bad_training_data(tmp_path):
     with pytest.raises(ValueError, match="pairs: expected at least one"):
         segmentation.train([], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="epochs, steps: expected at least 1"):
+        segmentation.train(blobs(1, 0), CLASSES, tmp_path, epochs=0)
     image, labels = blobs(1, 0)[0]
     with pytest.raises(ValueError, match="pairs: expected labels below 2"):
         segmentation.train([(image, labels * 3)], CLASSES, tmp_path)

@@ -71,7 +71,12 @@ def evaluate(
         if not len(value):
             raise ValueError(f"{name}: expected at least one, got none")
     for index, case in enumerate(cases):
-        _check_case(index, case, operators)
+        _check_case(index, case, operators, len(segmenter.classes))
+    levels = noise if isinstance(noise, Mapping) else dict.fromkeys(operators, noise)
+    if missing := set(operators) - set(levels):
+        raise ValueError(f"noise: expected one for each operator, none for {', '.join(sorted(missing))}")
+    if wrong := [level for level in levels.values() if level is not None and not 0 <= level < float("inf")]:
+        raise ValueError(f"noise: expected finite standard deviations of at least 0 or None, got {wrong[0]}")
     rows = _read(out)
     done = {tuple(str(row[key]) for key in KEYS) for row in rows}
     jobs = []
@@ -79,8 +84,7 @@ def evaluate(
         for number, name in enumerate(operators):
             missing = {s: solver for s, solver in solvers.items() if (str(index), name, s) not in done}
             if missing:
-                level = noise[name] if isinstance(noise, Mapping) else noise
-                settings = (denoiser, level, (seed, index, number), spacing)
+                settings = (denoiser, levels[name], (seed, index, number), spacing)
                 jobs.append((index, case, name, operators[name], missing, segmenter, *settings))
     for found in tqdm(_run(jobs, workers), "measuring, solving, segmenting", len(jobs), disable=not progress):
         rows += found
@@ -92,7 +96,7 @@ def evaluate(
     return Table(frame.reset_index(drop=True))
 
 
-def _check_case(index: int, case: tuple, operators: Mapping) -> None:
+def _check_case(index: int, case: tuple, operators: Mapping, classes: int) -> None:
     image, labels, *rest = case
     if isinstance(image, Mapping):
         if missing := set(operators) - set(image):
@@ -104,6 +108,9 @@ def _check_case(index: int, case: tuple, operators: Mapping) -> None:
         raise ValueError(
             f"cases: expected labels (1, H, W) of the image's size, got {tuple(labels.shape)} in case {index}"
         )
+    if labels.min() < 0 or labels.max() >= classes:
+        found = f"{labels.min()} to {labels.max()} in case {index}"
+        raise ValueError(f"cases: expected labels from 0 to {classes - 1}, the segmenter's classes, got {found}")
 
 
 def _run(jobs: list[tuple], workers: int):

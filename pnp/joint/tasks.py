@@ -88,9 +88,7 @@ def vertebra(path: str | Path, *, first: int = 0, count: int = 20, model: str = 
     :param count: slices in all, evenly spread.
     :param model: the segmenter's network.
     """
-    slices = [pair for pairs in read(path).values() for pair in pairs][first:]
-    cases = [_case(pair) for pair in _spread(slices, count)]
-    shape = tuple(cases[0][0].shape[-2:])
+    cases, shape = _cases(path, first, count)
 
     def views(number, **settings):
         return operators.ParallelBeamCT(shape, torch.arange(number) * math.pi / number, **settings)
@@ -115,9 +113,7 @@ def breast_lesion(path: str | Path, *, first: int = 0, count: int = 20, model: s
     :param count: images in all, evenly spread.
     :param model: the segmenter's network.
     """
-    pairs = [pair for pairs in read(path).values() for pair in pairs][first:]
-    cases = [_case(pair) for pair in _spread(pairs, count)]
-    shape = tuple(cases[0][0].shape[-2:])
+    cases, shape = _cases(path, first, count)
     scanners = {f"blur {width:g}": operators.PSFUltrasound(_psf(width), shape) for width in (2, 4, 6)}
     return Task(
         "breast lesion", cases, scanners, dict.fromkeys(scanners, 0.03), segmentation.load("breast-lesion", model=model)
@@ -133,9 +129,11 @@ def _psf(width: float) -> Tensor:
     return psf / psf.sum((1, 2), keepdim=True)
 
 
-def _case(pair) -> tuple[Tensor, Tensor]:
-    image, labels = (torch.from_numpy(np.ascontiguousarray(part)) for part in pair)
-    return (image if image.ndim == 3 else image[None])[None], labels[None].long()
+def _cases(path: str | Path, first: int, count: int) -> tuple[list[tuple[Tensor, Tensor]], tuple[int, int]]:
+    """Images (1, 1, H, W) with labels (1, H, W), and their size."""
+    pairs = [pair for pairs in read(path).values() for pair in pairs][first:]
+    cases = [(torch.from_numpy(i)[None], torch.from_numpy(l)[None].long()) for i, l in _spread(pairs, count)]
+    return cases, tuple(cases[0][0].shape[-2:])
 
 
 def _spread(pairs: list, count: int) -> list:
