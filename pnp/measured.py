@@ -27,7 +27,7 @@ class Measured:
 
     def __init__(self, op: LinearPhysics, y, sigma: Tensor | None = None):
         _check(y)
-        self.op, self.weight = op, None if sigma is None else 1 / sigma
+        self.op, self.weight, self.given = op, None if sigma is None else 1 / sigma, y
         self.y = y if sigma is None else y * self.weight
         self.calls = {"A": 0, "A_adjoint": 0, "A_adjoint_A": 0}
         self.adjoint_y = self.adjoint(self.y)
@@ -35,11 +35,6 @@ class Measured:
             raise ValueError("op: its adjoint of y holds NaN or infinity")
         with torch.no_grad():
             self._check_adjoint()
-
-    @property
-    def given(self):
-        """The measurements before they were whitened."""
-        return self.y if self.weight is None else self.y / self.weight
 
     @property
     def energy(self) -> Tensor:
