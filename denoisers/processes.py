@@ -29,6 +29,12 @@ def average(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def wait() -> None:
+    """Until all processes are here: after one has written what others may read next."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return any(collect(flag)) if dist.is_initialized() else flag

@@ -114,6 +114,7 @@ def train(
         if rank == 0:
             files.checkpoint(checkpoint, states)
             save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
+        processes.wait()
 
     network.train()
     last_save, last_cpu = time.monotonic(), time.process_time()

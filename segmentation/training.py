@@ -114,10 +114,12 @@ def train(
         states |= {"run": run, "random": processes.collect(random.get_state())}
         if rank == 0:
             files.checkpoint(checkpoint, states)
+        processes.wait()
 
     def write(name: str, scores: dict):
         if rank == 0:
             save(averaged.module, out / f"{name}.safetensors", _card(run, classes, seed, len(pairs), scores, card))
+        processes.wait()
 
     model.train()
     last_save, last_cpu = time.monotonic(), time.process_time()
