@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from denoisers.noise import estimate_noise
 
@@ -187,10 +189,10 @@ def _smooth_phase(size: int, rng) -> np.ndarray:
     return rng.uniform(-np.pi, np.pi) + a * u + b * v + c * u * v + d * u**2 + e * v**2
 
 
-class Patches:
-    """Endless batches of patches from several sources; its state can be saved and restored."""
+class Patches(torch.utils.data.Dataset):
+    """Endless batches of patches from several sources; batch ``patches[k]`` is the same whenever it is drawn."""
 
-    def __init__(self, sources: dict[str, Source], size: int = 64, batch: int = 16, seed: int = 0):
+    def __init__(self, sources: dict[str, Source], size: int = 64, batch: int = 16, seed: int | Sequence[int] = 0):
         if not sources:
             raise ValueError("sources: expected at least one, got none")
         self.names, self.sources = list(sources), list(sources.values())
@@ -198,30 +200,24 @@ class Patches:
         if (weights < 0).any() or weights.sum() <= 0:
             raise ValueError(f"sources: expected weights >= 0 that do not all vanish, got {weights.tolist()}")
         self.shares = weights / weights.sum()
-        self.size, self.batch = size, batch
-        self.rng = np.random.default_rng(seed)
+        self.size, self.batch, self.seed = size, batch, seed
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One batch: patches (B, 1, size, size), the noise that they have (B,), the index of each one's source (B,) and
         the noise levels to train at (B,), larger than their own."""
-        kinds = self.rng.choice(len(self.sources), self.batch, p=self.shares)
-        patches, own = zip(*(self.sources[kind].patch(self.size, self.rng) for kind in kinds))
+        rng = np.random.default_rng(np.append(self.seed, number))
+        kinds = rng.choice(len(self.sources), self.batch, p=self.shares)
+        patches, own = zip(*(self.sources[kind].patch(self.size, rng) for kind in kinds))
         own = np.array(own, np.float32)
-        return np.stack(patches)[:, None], own, kinds, np.maximum(self._noise_levels(), 1.1 * own)
+        sigma = np.maximum(_noise_levels(self.batch, rng), 1.1 * own)
+        return tuple(map(torch.from_numpy, (np.stack(patches)[:, None], own, kinds, sigma)))
 
-    def _noise_levels(self) -> np.ndarray:
-        """60 % log-uniform over [0.5/255, 1], 40 % uniform over the range that restoration uses most."""
-        wide = np.exp(self.rng.uniform(np.log(0.5 / 255), 0.0, self.batch))
-        common = self.rng.uniform(5 / 255, 60 / 255, self.batch)
-        return np.where(self.rng.random(self.batch) < 0.6, wide, common).astype(np.float32)
 
-    @property
-    def state(self) -> dict:
-        return self.rng.bit_generator.state
-
-    @state.setter
-    def state(self, state: dict):
-        self.rng.bit_generator.state = state
+def _noise_levels(count: int, rng: np.random.Generator) -> np.ndarray:
+    """60 % log-uniform over [0.5/255, 1], 40 % uniform over the range that restoration uses most."""
+    wide = np.exp(rng.uniform(np.log(0.5 / 255), 0.0, count))
+    common = rng.uniform(5 / 255, 60 / 255, count)
+    return np.where(rng.random(count) < 0.6, wide, common).astype(np.float32)
 
 
 def parse_source(text: str) -> tuple[str, Source]:

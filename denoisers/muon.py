@@ -28,20 +28,28 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
+            matrices = {}  # weights of one shape step together
             for weight in group["params"]:
-                if weight.grad is not None:
-                    step = self._muon if weight.ndim > 1 and min(weight.shape[:2]) >= 16 else self._adam
-                    weight.sub_(step(weight, self.state[weight], **group), alpha=group["lr"])
+                if weight.grad is None:
+                    continue
+                if weight.ndim > 1 and min(weight.shape[:2]) >= 16:
+                    matrices.setdefault(weight.shape, []).append(weight)
+                else:
+                    weight.sub_(self._adam(weight, self.state[weight], group["betas"]), alpha=group["lr"])
+            for weights in matrices.values():
+                steps = orthogonal(torch.stack([self._nesterov(w, self.state[w], group["momentum"]) for w in weights]))
+                for weight, step in zip(weights, 0.2 * math.sqrt(max(steps.shape[1:])) * steps):
+                    weight.sub_(step.reshape(weight.shape), alpha=group["lr"])
         return loss
 
     @staticmethod
-    def _muon(weight: Tensor, state: dict, momentum: float, **_) -> Tensor:
+    def _nesterov(weight: Tensor, state: dict, momentum: float) -> Tensor:
+        """The momentum, looked at ahead, as a matrix."""
         mean = state.setdefault("mean", torch.zeros_like(weight)).lerp_(weight.grad, 1 - momentum)
-        matrix = weight.grad.lerp(mean, momentum).flatten(1)  # Nesterov's look ahead
-        return 0.2 * math.sqrt(max(matrix.shape)) * orthogonal(matrix).reshape(weight.shape)
+        return weight.grad.lerp(mean, momentum).flatten(1)
 
     @staticmethod
-    def _adam(weight: Tensor, state: dict, betas: tuple[float, float], **_) -> Tensor:
+    def _adam(weight: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
         state["steps"] = state.get("steps", 0) + 1
         mean = state.setdefault("mean", torch.zeros_like(weight)).lerp_(weight.grad, 1 - betas[0])
         square = state.setdefault("square", torch.zeros_like(weight)).lerp_(weight.grad.square(), 1 - betas[1])
@@ -49,11 +57,13 @@ class Muon(torch.optim.Optimizer):
         return mean / (square.sqrt() + 1e-8)
 
 
-def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Nearly the orthogonal factor of a matrix: its singular values brought to between 0.7 and 1.2 (Jordan, 2024)."""
-    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / (x.norm() + 1e-12)
+def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Nearly the orthogonal factors of matrices (..., m, n): their singular values brought to between 0.7 and 1.2
+    (Jordan, 2024)."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     for _ in range(iterations):  # Newton-Schulz, with Jordan's coefficients
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return x.mT if tall else x

@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--restarts", type=int, default=0, help="warm restarts of the learning rate")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw patches ahead, for a GPU")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     network = train(
         dict(parse_source(text) for text in options.sources),
         options.out,
-        network=network,
+        network=network.to(options.device),
         steps=options.steps,
         batch=options.batch,
         patch=options.patch,
@@ -52,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         restarts=options.restarts,
         nonexpansive=options.nonexpansive,
         seed=options.seed,
+        workers=options.workers,
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(json.dumps({"weights": str(Path(options.out) / "weights.safetensors"), "parameters": parameters}))

@@ -40,6 +40,7 @@ def train(
     validate_every: int = 4000,
     save_minutes: float = 10.0,
     seed: int = 0,
+    workers: int = 0,
     card: dict | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -62,7 +63,8 @@ def train(
 
     :param sources: named image sources, see :class:`denoisers.data.Source`.
     :param out: folder for ``checkpoint.pt``, ``weights.safetensors``, ``weights.json`` and ``log.csv``.
-    :param network: network to train or fine-tune, ``network(x, sigma)``; default a new small :class:`ResidualUNet`.
+    :param network: network to train or fine-tune, ``network(x, sigma)``, on the device that is to train it; default a
+        new small :class:`ResidualUNet`.
     :param steps: number of optimiser steps.
     :param batch: patches a step.
     :param patch: side of the patches in pixels.
@@ -76,6 +78,7 @@ def train(
     :param validate_every: steps between rows of PSNR in ``log.csv``.
     :param save_minutes: minutes between checkpoints.
     :param seed: seed of patches, noise and new weights.
+    :param workers: processes that draw patches ahead; 0 to draw them in between. A GPU needs about four.
     :param card: what the model card tells besides steps, CPU-hours, data and scores (recipe, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights.
@@ -93,10 +96,10 @@ def train(
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
     optimiser = Muon(network.parameters(), lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps, restarts))
-    patches = Patches(sources, patch, batch // count, seed + rank)
-    balance = Balance(len(sources))
+    patches = Patches(sources, patch, batch // count, (seed, rank))
+    balance = Balance(len(sources), device)
     noise = torch.Generator(device).manual_seed(seed + rank)
-    run = {"step": 0, "cpu_seconds": 0.0}
+    run = {"step": 0, "cpu_seconds": 0.0, "gpu_seconds": 0.0}
 
     checkpoint = out / "checkpoint.pt"
     parts = {"network": network, "averaged": averaged, "optimiser": optimiser, "rate": rate}
@@ -105,22 +108,31 @@ def train(
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         run = saved["run"]
-        patches.state, balance.mean, state = saved["processes"][rank]
-        noise.set_state(state)
+        balance.mean, state = saved["processes"][rank]
+        noise.set_state(state.cpu())
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"run": run, "processes": processes.collect((patches.state, balance.mean, noise.get_state()))}
+        states |= {"run": run, "processes": processes.collect((balance.mean, noise.get_state()))}
         if rank == 0:
             files.checkpoint(checkpoint, states)
             save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
         processes.wait()
 
     network.train()
-    last_save, last_cpu = time.monotonic(), time.process_time()
+    last_save, last_time, last_cpu = time.monotonic(), time.monotonic(), time.process_time()
+    batches = torch.utils.data.DataLoader(
+        patches,
+        batch_size=None,
+        sampler=range(run["step"], steps),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=8 if workers else None,
+    )
     hidden = rank > 0 or not progress
-    for step in tqdm(range(run["step"], steps), initial=run["step"], total=steps, disable=hidden, mininterval=5):
-        y, own, kinds, sigma = (torch.from_numpy(array).to(device) for array in patches.draw())
+    bar = tqdm(batches, initial=run["step"], total=steps, disable=hidden, mininterval=5)
+    for step, drawn in enumerate(bar, run["step"]):
+        y, own, kinds, sigma = (tensor.to(device, non_blocking=True) for tensor in drawn)
         added = (sigma.square() - own.square()).sqrt().view(-1, 1, 1, 1)
         n = torch.randn(y.shape, generator=noise, device=device)
         noisy, wanted = y + added * n, y - own.view(-1, 1, 1, 1).square() / added * n
@@ -132,8 +144,6 @@ def train(
             share = torch.rand(len(y), 1, 1, 1, generator=noise, device=device)
             between = (y + share * added * n)[: max(len(y) // 8, 1)]
             loss = loss + nonexpansive * expansion(network, between, sigma[: len(between)], generator=noise).mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"training diverged at step {step}: the loss is {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         processes.average(p.grad for p in network.parameters() if p.grad is not None)
@@ -144,10 +154,15 @@ def train(
 
         run["step"] = step + 1
         run["cpu_seconds"] += time.process_time() - last_cpu
-        last_cpu = time.process_time()
-        if run["step"] % validate_every == 0 or run["step"] == steps:
+        run["gpu_seconds"] += time.monotonic() - last_time if device.type == "cuda" else 0.0
+        last_time, last_cpu = time.monotonic(), time.process_time()
+        validates = run["step"] % validate_every == 0 or run["step"] == steps
+        saves = processes.any_of(time.monotonic() - last_save > 60 * save_minutes) or run["step"] == steps
+        if (validates or saves or step % 10 == 0) and not torch.isfinite(loss):  # a GPU would wait for it at each step
+            raise FloatingPointError(f"training diverged by step {step}: the loss is {loss.item()}")
+        if validates:
             _log(out / "log.csv", run, validate(averaged.module, sources), write=rank == 0)
-        if processes.any_of(time.monotonic() - last_save > 60 * save_minutes) or run["step"] == steps:
+        if saves:
             save_checkpoint()
             last_save = time.monotonic()
     return averaged.module.eval()
@@ -156,20 +171,22 @@ def train(
 class Balance:
     """Running mean of the error for each source, band of noise levels and kind of loss."""
 
-    BANDS = 16
+    BANDS, DECAY = 16, 0.98
 
-    def __init__(self, sources: int):
-        self.mean = torch.zeros(2, sources, self.BANDS)
+    def __init__(self, sources: int, device: torch.device | str = "cpu"):
+        self.mean = torch.zeros(2, sources, self.BANDS, device=device)
 
     def weights(self, error: Tensor, kinds: Tensor, sigma: Tensor, squared: Tensor) -> Tensor:
         """Update the means with ``error`` (B,) and return 1/mean for each item (B,)."""
         position = (sigma.log() - math.log(0.5 / 255)) / -math.log(0.5 / 255)
         bands = (position * self.BANDS).long().clamp(0, self.BANDS - 1)
-        cells = squared.long().cpu(), kinds.cpu(), bands.cpu()
-        for value, *cell in zip(error.tolist(), *(index.tolist() for index in cells)):
-            old = self.mean[tuple(cell)].item()
-            self.mean[tuple(cell)] = value if old == 0 else 0.98 * old + 0.02 * value
-        return 1 / self.mean[cells].clamp_min(1e-12).to(error.device)
+        cells = squared.long(), kinds, bands
+        total, count = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        total.index_put_(cells, error, accumulate=True)
+        count.index_put_(cells, torch.ones_like(error), accumulate=True)
+        kept = torch.where(self.mean == 0, 0.0, self.DECAY**count)
+        self.mean = torch.where(count == 0, self.mean, kept * self.mean + (1 - kept) * total / count.clamp_min(1))
+        return 1 / self.mean[cells].clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -223,6 +240,7 @@ def _card(network: nn.Module, sources: dict[str, Source], run: dict, seed: int, 
     return {
         "steps": before.get("steps", 0) + run["step"],
         "cpu_hours": round(before.get("cpu_hours", 0) + run["cpu_seconds"] / 3600, 2),
+        "gpu_hours": round(before.get("gpu_hours", 0) + run["gpu_seconds"] / 3600, 2),
         "seed": seed,
         "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
         "validation_psnr": run.get("validation_psnr", {}),

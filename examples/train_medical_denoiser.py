@@ -3,6 +3,7 @@
     python examples/train_medical_denoiser.py DATA runs/medical
     python examples/train_medical_denoiser.py DATA runs/medical-medium --widths 64 128 256 --blocks 2 2 2
     python examples/train_medical_denoiser.py DATA runs/medical --from medical   # goes on from the bundled weights
+    python examples/train_medical_denoiser.py DATA runs/medical --device cuda --batch 64 --patch 96 --workers 6
     python examples/train_medical_denoiser.py DATA runs/continuous --continuous
     python examples/train_medical_denoiser.py DATA runs/gradient-step --from medical --gradient-step
     python examples/train_medical_denoiser.py DATA runs/nonexpansive --from medical --nonexpansive 1
@@ -57,9 +58,14 @@ def main():
     parser.add_argument("--nonexpansive", type=float, default=0.0, help="weight of the penalty on expansion")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--squared-share", type=float, default=0.5, help="share of the steps in squared error")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw patches ahead, for a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(options.seed)
     network = (denoisers.ContinuousUNet if options.continuous else denoisers.ResidualUNet)(
         options.widths, options.blocks
@@ -78,12 +84,15 @@ def main():
     denoisers.train(
         dict(parse_source(text) for text in texts),
         options.out,
-        network=network,
+        network=network.to(options.device),
         steps=options.steps,
         learning_rate=options.learning_rate,
+        batch=options.batch,
+        patch=options.patch,
         squared_share=options.squared_share,
         nonexpansive=options.nonexpansive,
         seed=options.seed,
+        workers=options.workers,
         card=CARD,
     )
 
