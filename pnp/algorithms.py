@@ -15,13 +15,18 @@ from dataclasses import replace
 
 from pnp.baselines import ConjugateGradients, Direct, TotalVariation, Wavelets
 from pnp.descent import GradientStep
-from pnp.diffusion import DDS, DiffPIR
+from pnp.diffusion import DAPS, DDNM, DDRM, DDS, DPS, FIRE, DiffPIR, PiGDM, REDDiff
 from pnp.splitting import ADMM, FISTA, HQS, PGD, RED, DouglasRachford, PrimalDual
 
 __all__ = [
     "ADMM",
     "ALGORITHMS",
+    "DAPS",
+    "DDNM",
+    "DDRM",
     "DDS",
+    "DPS",
+    "FIRE",
     "FISTA",
     "HQS",
     "PGD",
@@ -32,7 +37,9 @@ __all__ = [
     "Direct",
     "DouglasRachford",
     "GradientStep",
+    "PiGDM",
     "PrimalDual",
+    "REDDiff",
     "TotalVariation",
     "Wavelets",
     "find",
@@ -50,6 +57,13 @@ ALGORITHMS = {
     "gradient-step": GradientStep(),
     "diffpir": DiffPIR(),
     "dds": DDS(),
+    "ddnm": DDNM(),
+    "ddrm": DDRM(),
+    "daps": DAPS(),
+    "fire": FIRE(),
+    "pigdm": PiGDM(),
+    "dps": DPS(),
+    "red-diff": REDDiff(),
     "direct": Direct(),
     "cg": ConjugateGradients(),
     "tv": TotalVariation(),

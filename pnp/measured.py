@@ -59,6 +59,14 @@ class Measured:
         self.calls["A_adjoint"] += 1
         return self.op.A_adjoint(y if self.weight is None else y * self.weight)
 
+    def adjoint_noise(self, generator: torch.Generator) -> Tensor:
+        """A'n of white noise n with standard deviation 1."""
+        parts = [
+            torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+            for part in _parts(self.y)
+        ]
+        return self.adjoint(parts[0] if isinstance(self.y, Tensor) else TensorList(parts))
+
     def normal(self, x: Tensor) -> Tensor:
         """A'A x, by the operator's own product where nothing is whitened."""
         self.calls["A_adjoint_A"] += 1

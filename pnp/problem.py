@@ -103,6 +103,13 @@ class Problem:
         self.seconds["data"] += time.perf_counter() - began
         return u
 
+    def left_open(self, rho: Tensor) -> Tensor:
+        """A draw of what the data step leaves open, of mean 0 and covariance noise^2 (A'A + rho)^-1."""
+        e = self.measured.adjoint_noise(self.generator) / self.norm.sqrt() + rho.sqrt() * self.white()
+        if self._inverse is not None:
+            return self.noise * self._inverse(e * self.norm, rho * self.norm)
+        return self.noise * conjugate_gradients(self.normal, e, rho)
+
     def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser's estimate of the image in u, which has noise of standard deviation sigma (B, 1, ...)."""
         began = time.perf_counter()

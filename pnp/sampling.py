@@ -69,7 +69,8 @@ def sample(
 
     :param n: number of samples.
     :param steps: denoiser calls for each, and for the point estimate.
-    :param algorithm: None for calibrated samples; "diffpir", "dds", or one with its own settings.
+    :param algorithm: None for calibrated samples; a diffusion sampler ("diffpir", "dds", "ddnm", "ddrm", "daps",
+        "fire", "pigdm", "dps", "red-diff"), or one with its own settings.
     :param op, y, denoiser, noise, seed, progress: as in :func:`pnp.solve`.
     :raises ValueError, TypeError: for input that does not fit, as in :func:`pnp.solve`.
     :raises DivergenceError: when the iteration diverges.
@@ -81,7 +82,7 @@ def sample(
     began = time.perf_counter()
     sampler = algorithms.find("diffpir" if algorithm is None else algorithm, steps)
     if not isinstance(sampler, algorithms.DiffPIR):
-        raise ValueError(f'algorithm: expected a diffusion sampler, "diffpir" or "dds", got {algorithm!r}')
+        raise ValueError(f'algorithm: expected a diffusion sampler, such as "diffpir" or "daps", got {algorithm!r}')
     problem = Problem(op, y, denoiser, noise, seed)
     drawn = _draw(problem, sampler, max(n, 2) if algorithm is None else n, progress)
     calls = problem.calls

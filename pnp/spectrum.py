@@ -22,10 +22,29 @@ def lanczos(normal: Callable, like: Tensor, steps: int = 16, seed: int = 0) -> t
     """
     rng = torch.Generator(like.device).manual_seed(seed)
     v = torch.randint(0, 2, like.shape, generator=rng, device=like.device).to(like.dtype) * 2 - 1
+    values, vectors, _ = _krylov(normal, v, steps)
+    return values, vectors[:, 0].square()
+
+
+def function_of(normal: Callable, v: Tensor, function: Callable, steps: int = 10) -> Tensor:
+    """f(M) v for a symmetric map M of images, by Lanczos (Higham, *Functions of matrices*, 2008).
+
+    :param normal: the map.
+    :param v: images (B, C, ...).
+    :param function: f, of tensors of eigenvalues (B, steps).
+    """
+    values, vectors, basis = _krylov(normal, v, steps)
+    weights = (vectors * (function(values) * vectors[:, 0])[:, None]).sum(-1)  # of f(T) e_1
+    return dot(v, v).sqrt() * sum(weights[:, k].reshape(-1, *[1] * (v.ndim - 1)) * b for k, b in enumerate(basis))
+
+
+def _krylov(normal: Callable, v: Tensor, steps: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Eigenvalues (B, steps) and vectors of the map on the Krylov space of v, and the space's basis."""
     v = v / dot(v, v).sqrt()
     before, beta = torch.zeros_like(v), torch.zeros_like(dot(v, v))
-    alphas, betas = [], []
+    alphas, betas, basis = [], [], []
     for _ in range(steps):
+        basis.append(v)
         w = normal(v) - beta * before
         alpha = dot(v, w)
         w = w - alpha * v
@@ -35,8 +54,8 @@ def lanczos(normal: Callable, like: Tensor, steps: int = 16, seed: int = 0) -> t
         if (beta <= 1e-5 * alphas[0].abs().max()).all():
             break
         before, v = v, w / beta.clamp_min(torch.finfo(w.dtype).tiny)
-    off = torch.stack(betas[:-1], 1) if len(betas) > 1 else torch.zeros(len(like), 0, device=like.device)
+    off = torch.stack(betas[:-1], 1) if len(betas) > 1 else v.new_zeros(len(v), 0)
     matrix = torch.diag_embed(torch.stack(alphas, 1).double()) + torch.diag_embed(off.double(), 1)
     matrix = matrix + torch.diag_embed(off.double(), -1)
     values, vectors = torch.linalg.eigh(matrix)
-    return values.to(like.dtype), vectors[:, 0].square().to(like.dtype)
+    return values.to(v.dtype), vectors.to(v.dtype), basis

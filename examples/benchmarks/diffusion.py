@@ -1,0 +1,123 @@
+"""Quality against the number of denoiser calls: diffusion samplers and splittings, with constants and with an oracle.
+
+    python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir,daps] [--dps]
+
+Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled; the noise level is not given.
+Mean PSNR in dB of point estimates and of single samples, with each method's own constants; then with those of its
+``SETTINGS`` that suit an image best, picked with the truth. ``--dps`` adds DPS with 1000 calls,
+and deepinv's with its own settings, the operator scaled to norm 1.
+"""
+
+import argparse
+import itertools
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+# some files here are named like the packages that they measure
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
+
+import deepinv
+import numpy as np
+import torch
+
+import denoisers
+import operators
+import pnp
+from operators.mri import from_complex, to_complex
+from pnp.algorithms import DiffPIR, find
+from pnp.problem import Problem
+
+SOLVERS, KSPACE = (runpy.run_path(str(Path(__file__).with_name(f"{name}.py"))) for name in ("solvers", "kspace"))
+OPERATORS = ["radial MRI x8", "Cartesian MRI x8", "CT 30 views", "ultrasound PSF", "k-space"]
+CALLS = (3, 5, 8, 10, 16, 24, 50, 100)
+TUNED = (10, 100)
+SETTINGS = {
+    "drs": {"reflection": (0.0, 0.3, 0.6, 0.9), "first": (0.15, 0.294)},
+    "hqs": {"weight": (0.1, 0.23, 0.5, 1.0), "last": (0.5, 1.0)},
+    "diffpir": {"weight": (0.1, 0.3, 1.0, 3.0), "renewal": (0.3, 1.0)},
+    "dds": {"gamma": (1.0, 5.0, 20.0, 100.0), "renewal": (0.3, 0.72)},
+    "ddnm": {"renewal": (0.4, 1.0), "contrast": (0.05, 0.1, 0.2)},
+    "daps": {"weight": (3.0, 10.0, 30.0), "last": (0.5, 1.0)},
+    "fire": {"weight": (0.3, 1.0, 4.0), "last": (0.5, 1.0)},
+    "pigdm": {"range": (0.5, 1.0), "renewal": (None, 0.3)},
+    "dps": {"guidance": (1.0, 3.0, 10.0)},
+    "red-diff": {"weight": (0.02, 0.05, 0.25), "learning_rate": (0.05, 0.1)},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", help="names of operators, with commas between")
+    parser.add_argument("--samplers", help="names of methods, with commas between")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--without-oracle", action="store_true")
+    parser.add_argument("--dps", action="store_true", help="deepinv's DPS with 1000 calls, too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    denoiser = denoisers.load("medical")
+    names = options.samplers.split(",") if options.samplers else list(SETTINGS)
+    print("| operator | method | " + " | ".join(map(str, CALLS)) + " |" + "".join(f" best of {k} |" for k in TUNED))
+    print("|---" * (2 + len(CALLS) + len(TUNED)) + "|")
+    for name in options.only.split(",") if options.only else OPERATORS:
+        op, y, score = case(name, options)
+        for method in names:
+            figures = [f"{scores(method, op, y, denoiser, score, count).mean():.2f}" for count in CALLS]
+            if not options.without_oracle:
+                figures += [f"{oracle(method, op, y, denoiser, score, count):.2f}" for count in TUNED]
+            print(f"| {name} | {method} | " + " | ".join(figures) + " |", flush=True)
+        if options.dps:
+            best = oracle("dps", op, y, denoiser, score, 1000)
+            print(f"| {name} | dps, best of 1000 calls | {best:.2f} |", flush=True)
+            print(f"| {name} | deepinv's DPS, 1000 calls | {dps(op, y, denoiser, score):.2f} |", flush=True)
+
+
+def case(name, options):
+    """Operator, measurements and a function that gives the PSNR of images."""
+    if name != "k-space":
+        op, truth, y, _ = SOLVERS["case"](name, options)
+        return op, y, lambda x: SOLVERS["scores"](x, truth)
+    full = torch.from_numpy(np.load(options.data / "kspace8ch" / "full.npy"))
+    mask = operators.masks.cartesian(full.shape[1:], 4, calibration=24, seed=0)
+    maps = operators.coils.espirit(full * mask)
+    reference, head = KSPACE["combine"](full, operators.coils.espirit(full)), KSPACE["head_mask"](full)
+    op = operators.MRI(mask, maps)
+
+    def score(x):
+        return torch.tensor([KSPACE["scores"](to_complex(x)[0].abs().numpy(), reference, head)[0]])
+
+    return op, from_complex((full * mask)[None]), score
+
+
+def scores(method, op, y, denoiser, score, count, **settings):
+    """PSNR in dB of each image, NaN where the iteration diverges."""
+    algorithm = replace(find(method, count), **settings)
+    try:
+        if isinstance(algorithm, DiffPIR):
+            x = pnp.sample(op, y, denoiser, n=1, steps=count, algorithm=algorithm, seed=0).x[0]
+        else:
+            x = pnp.solve(op, y, denoiser, algorithm=algorithm, seed=0).x
+    except pnp.DivergenceError:
+        return torch.full((len(y),), torch.nan)
+    return score(x)
+
+
+def oracle(method, op, y, denoiser, score, count):
+    grid = SETTINGS[method]
+    tried = (dict(zip(grid, values)) for values in itertools.product(*grid.values()))
+    found = [scores(method, op, y, denoiser, score, count, **settings) for settings in tried]
+    return torch.stack(found).nan_to_num(-torch.inf).amax(0).mean()
+
+
+def dps(op, y, denoiser, score):
+    norm = Problem(op, y, None).norm.mean().sqrt().item()
+    channels = denoisers.adapt(denoiser, channels=op.A_adjoint(y).shape[1] > 1)
+    sampler = deepinv.sampling.DPS(channels, num_steps=1000, weight=1 / norm, dtype=torch.float32)
+    return score(sampler(y, op, x_init=op.A_adjoint(y).shape, seed=0)).mean()
+
+
+if __name__ == "__main__":
+    main()
