@@ -9,9 +9,15 @@ from scipy import stats
 
 import pnp
 from pnp import quality
+from pnp.algorithms import DAPS, DDRM, PiGDM
+from pnp.data_step import conjugate_gradients
+from pnp.diffusion import through_denoiser
+from pnp.problem import Problem
+from pnp.solver import iterate
+from pnp.spectrum import function_of
 
 
-@pytest.mark.parametrize("name", ["diffpir", "dds", None])
+@pytest.mark.parametrize("name", ["diffpir", "dds", "ddnm", "ddrm", "pigdm", None])
 def test_samples_differ_where_nothing_was_measured(name, brain, medical):
     mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < 0.6).float()
     op = deepinv.physics.Inpainting((1, 96, 80), mask=mask)
@@ -65,3 +71,79 @@ def test_bad_input(multicoil, medical):
         pnp.sample(op, y, medical, algorithm="hqs")
     with pytest.raises(ValueError, match="algorithm: expected one of"):
         pnp.sample(op, y, medical, algorithm="magic")
+
+
+def test_ddrm_is_for_decomposable_operators(multicoil, medical):
+    op, y, _ = multicoil
+    with pytest.raises(TypeError, match="op: expected a deepinv DecomposablePhysics for DDRM"):
+        pnp.sample(op, y, medical, n=1, algorithm="ddrm")
+
+
+class Gaussian(torch.nn.Module):
+    """The posterior mean for pixels that are normal, of mean 0 and standard deviation 0.3."""
+
+    def forward(self, x, sigma):
+        return x / (1 + (torch.as_tensor(sigma).reshape(-1, 1, 1, 1) / 0.3) ** 2)
+
+
+@pytest.fixture
+def gaussian():
+    """A problem in units of its own whose posterior is known: where measured, and where not."""
+    rng = torch.Generator().manual_seed(1)
+    mask = (torch.rand(1, 24, 24, generator=rng) < 0.6).float()
+    op = deepinv.physics.Inpainting((1, 24, 24), mask=mask)
+    x = 0.3 * torch.randn(1, 1, 24, 24, generator=rng)
+    problem = Problem(op, op.A(x + 0.1 * torch.randn(x.shape, generator=rng)), Gaussian(), 0.1)
+    problem._denoiser.offset = 0.0  # the images' mean is 0
+    return problem, mask[None] > 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"), [(DAPS(100, weight=1.0), 0.03), (PiGDM(300, range=0.3), 0.2), (DDRM(300), 0.4)]
+)
+def test_samples_of_a_gaussian_posterior(gaussian, sampler, tolerance):
+    problem, measured = gaussian
+    level = problem.noise.item()
+    std = (1 / (1 / level**2 + 1 / 0.3**2)) ** 0.5
+    mean = std**2 / level**2 * problem.adjoint_y
+    many = problem.repeated(64)
+    (x, *_), _, _ = iterate(many, sampler, list(sampler.schedule(many)), (many.first,))
+    assert (x.mean(0, keepdim=True) - mean)[measured].abs().mean() < 0.25 * std
+    assert x.std(0, keepdim=True)[measured].mean().item() == pytest.approx(std, rel=tolerance)
+    assert x.std(0, keepdim=True)[~measured].mean().item() == pytest.approx(0.3, rel=0.2)
+
+
+def test_what_the_data_step_leaves_open(multicoil, medical):
+    """Its covariance, from many draws, applied to an image."""
+    op, y, _ = multicoil
+    problem = Problem(op, y, medical, 0.01, seed=0)
+    many = problem.repeated(200)
+    draws = many.left_open(torch.full_like(many.norm, 0.2))
+    x = problem.first / problem.first.norm()
+    wanted = problem.noise**2 * conjugate_gradients(problem.normal, x, torch.full_like(problem.norm, 0.2), 50)
+    found = (draws * x).sum((1, 2, 3)).square().mean().item()
+    assert found == pytest.approx((x * wanted).sum().item(), rel=0.3)
+
+
+def test_function_of_a_map():
+    eigenvalues = torch.linspace(0.01, 1, 64).view(1, 1, 8, 8).repeat(2, 1, 1, 1)
+    v = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = function_of(lambda x: eigenvalues * x, v, torch.sqrt, steps=12)
+    assert (found - eigenvalues.sqrt() * v).norm() < 0.02 * v.norm()
+
+
+def test_gradient_through_the_denoiser_is_deepinvs(multicoil, medical):
+    op, y, _ = multicoil
+    problem = Problem(op, y, medical, 0.01)
+    z = problem.first + 0.1 * problem.white()
+    sigma = torch.full_like(problem.norm, 0.1)
+
+    def pull(d):
+        return problem.gradient(d) / (2 * problem.data_term(d)).sqrt()
+
+    _, found = through_denoiser(problem, z, sigma, pull)
+    fidelity = deepinv.sampling.DPSDataFidelity(denoiser=lambda x, _: problem.denoise(x, sigma), clip=None)
+    unit = problem.norm.sqrt().item() * problem.scale.item()
+    scaled = deepinv.physics.LinearPhysics(A=lambda x: op.A(x) / problem.norm.sqrt().item())
+    wanted = fidelity.grad(z.clone(), y / unit, scaled, 0.1)
+    assert (found - wanted).norm() < 1e-2 * wanted.norm()
