@@ -5,6 +5,7 @@ from denoisers.continuous import ContinuousUNet
 from denoisers.convergent import Equivariant, GradientStep, Stochastic, lipschitz
 from denoisers.library import available, load, save
 from denoisers.noise import estimate_noise
+from denoisers.sampling import sample
 from denoisers.training import train
 from denoisers.unet import ResidualUNet
 
@@ -19,6 +20,7 @@ __all__ = [
     "estimate_noise",
     "lipschitz",
     "load",
+    "sample",
     "save",
     "train",
 ]

@@ -192,7 +192,14 @@ def _smooth_phase(size: int, rng) -> np.ndarray:
 class Patches(torch.utils.data.Dataset):
     """Endless batches of patches from several sources; batch ``patches[k]`` is the same whenever it is drawn."""
 
-    def __init__(self, sources: dict[str, Source], size: int = 64, batch: int = 16, seed: int | Sequence[int] = 0):
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        size: int = 64,
+        batch: int = 16,
+        seed: int | Sequence[int] = 0,
+        sigma_max: float = 1.0,
+    ):
         if not sources:
             raise ValueError("sources: expected at least one, got none")
         self.names, self.sources = list(sources), list(sources.values())
@@ -200,7 +207,7 @@ class Patches(torch.utils.data.Dataset):
         if (weights < 0).any() or weights.sum() <= 0:
             raise ValueError(f"sources: expected weights >= 0 that do not all vanish, got {weights.tolist()}")
         self.shares = weights / weights.sum()
-        self.size, self.batch, self.seed = size, batch, seed
+        self.size, self.batch, self.seed, self.sigma_max = size, batch, seed, sigma_max
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One batch: patches (B, 1, size, size), the noise that they have (B,), the index of each one's source (B,) and
@@ -209,13 +216,13 @@ class Patches(torch.utils.data.Dataset):
         kinds = rng.choice(len(self.sources), self.batch, p=self.shares)
         patches, own = zip(*(self.sources[kind].patch(self.size, rng) for kind in kinds))
         own = np.array(own, np.float32)
-        sigma = np.maximum(_noise_levels(self.batch, rng), 1.1 * own)
+        sigma = np.maximum(_noise_levels(self.batch, self.sigma_max, rng), 1.1 * own)
         return tuple(map(torch.from_numpy, (np.stack(patches)[:, None], own, kinds, sigma)))
 
 
-def _noise_levels(count: int, rng: np.random.Generator) -> np.ndarray:
-    """60 % log-uniform over [0.5/255, 1], 40 % uniform over the range that restoration uses most."""
-    wide = np.exp(rng.uniform(np.log(0.5 / 255), 0.0, count))
+def _noise_levels(count: int, highest: float, rng: np.random.Generator) -> np.ndarray:
+    """60 % log-uniform over [0.5/255, highest], 40 % uniform over the range that restoration uses most."""
+    wide = np.exp(rng.uniform(np.log(0.5 / 255), np.log(highest), count))
     common = rng.uniform(5 / 255, 60 / 255, count)
     return np.where(rng.random(count) < 0.6, wide, common).astype(np.float32)
 

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--sigma-max", type=float, default=1.0, help="highest noise level, in units of the range")
     parser.add_argument("--nonexpansive", type=float, default=0.0, help="weight of the penalty on expansion")
     parser.add_argument("--restarts", type=int, default=0, help="warm restarts of the learning rate")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         steps=options.steps,
         batch=options.batch,
         patch=options.patch,
+        sigma_max=options.sigma_max,
         learning_rate=options.learning_rate,
         restarts=options.restarts,
         nonexpansive=options.nonexpansive,

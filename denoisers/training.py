@@ -31,6 +31,7 @@ def train(
     steps: int = 40_000,
     batch: int = 16,
     patch: int = 64,
+    sigma_max: float = 1.0,
     learning_rate: float = 2e-3,
     warmup: int = 300,
     restarts: int = 0,
@@ -68,6 +69,8 @@ def train(
     :param steps: number of optimiser steps.
     :param batch: patches a step.
     :param patch: side of the patches in pixels.
+    :param sigma_max: highest noise level, in units of the images' range: above 1 for a prior that is to start from
+        noise alone (:func:`denoisers.sample`).
     :param learning_rate: peak learning rate.
     :param warmup: steps of linear warm-up.
     :param restarts: how often the cosine starts again from the peak, in parts of equal length.
@@ -96,7 +99,7 @@ def train(
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
     optimiser = Muon(network.parameters(), lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps, restarts))
-    patches = Patches(sources, patch, batch // count, (seed, rank))
+    patches = Patches(sources, patch, batch // count, (seed, rank), sigma_max)
     balance = Balance(len(sources), device)
     noise = torch.Generator(device).manual_seed(seed + rank)
     run = {"step": 0, "cpu_seconds": 0.0, "gpu_seconds": 0.0}

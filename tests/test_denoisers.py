@@ -162,3 +162,20 @@ def test_adapter_takes_complex_images(brain, medical):
     assert psnr(guided, clean) > psnr(blind, clean)
     with pytest.raises(ValueError, match="denoiser: expected it to return"):
         denoisers.adapt(lambda x, sigma: x[:, :, 1:], channels=True)(noisy, 0.1)
+
+
+def test_samples_of_a_known_prior():
+    """Normal pixels around 0.3, whose denoiser is known."""
+    drawn = denoisers.sample(lambda z, s: 0.3 + (z - 0.3) / (1 + (s / 0.2) ** 2), (8, 1, 64, 64), steps=100, seed=0)
+    assert drawn.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert drawn.std().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_samples_of_the_bundled_prior_are_seeded(medical):
+    first, again = (denoisers.sample(medical, (2, 1, 32, 40), steps=4, seed=1) for _ in range(2))
+    assert first.shape == (2, 1, 32, 40)
+    assert torch.equal(first, again)
+    with pytest.raises(ValueError, match="steps: expected at least 1"):
+        denoisers.sample(medical, steps=0)
+    with pytest.raises(ValueError, match="first, last: expected first >= last > 0"):
+        denoisers.sample(medical, first=0.1, last=0.2)

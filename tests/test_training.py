@@ -221,3 +221,4 @@ def test_patches_keep_their_range():
     assert patches.max() < 1.6
     assert set(kinds.tolist()) == {0, 1}
     assert 0 < sigma.min() < sigma.max() <= 1
+    assert 1 < Patches(sources(), size=32, batch=64, sigma_max=5)[0][-1].max() <= 5
