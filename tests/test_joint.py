@@ -12,7 +12,7 @@ import pnp
 from operators import masks
 from pnp.joint import SegmentedSamples, Table, evaluate, finetune, segment_samples, through
 from pnp.joint.uncertainty import calibrated
-from segmentation import Segmenter
+from segmentation import Segmenter, metrics
 
 SIZE = (48, 40)
 
@@ -216,9 +216,20 @@ def test_segmented_samples(segmenter):
     assert (low <= found.volumes.mean(0)).all()
     assert (found.volumes.mean(0) <= high).all()
     assert (found.agreement().mean(0) > 0.8).all()
+    assert (found.expected_dice() > 0.8).all()
     assert "grey" in repr(found)
     with pytest.raises(ValueError, match="samples: expected at least two"):
         segment_samples(samples[:1], segmenter)
+
+
+def test_expected_dice_is_the_mean_dice_of_what_may_be_true():
+    """Pixels whose class is drawn with the probabilities that the segmenter gives."""
+    shares = torch.linspace(0.02, 0.98, 900).view(1, 30, 30)
+    labels = (shares > 0.5).long()[None]
+    found = SegmentedSamples(labels, ("no", "yes"), torch.stack([1 - shares, shares], 1))
+    drawn = torch.stack([torch.bernoulli(shares) for _ in range(200)]).long()
+    dice = torch.stack([metrics.dice(labels[0], truth, 2) for truth in drawn]).mean()
+    assert found.expected_dice().item() == pytest.approx(dice.item(), abs=5e-3)
 
 
 def test_volume_intervals_cover_and_are_widened():

@@ -17,11 +17,13 @@ class SegmentedSamples:
 
     :param labels: class numbers of each sample, (n, B, H, W).
     :param classes: names of the classes, the background first.
+    :param soft: the segmenter's own probabilities, their mean over the samples, (B, K, H, W), where it gives them.
     :param widening: factor of the intervals' width, from :func:`calibrated`; 1 for the samples' own.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
+    soft: Tensor | None = None
     widening: float = 1.0
 
     @property
@@ -57,6 +59,20 @@ class SegmentedSamples:
         consensus, count = self.consensus, len(self.classes)
         return torch.stack([metrics.dice(labels, consensus, count) for labels in self.labels])
 
+    def expected_dice(self) -> Tensor:
+        """The Dice of the consensus that samples and segmenter let expect, (B, K - 1), NaN where a class is nowhere.
+
+        From the share of samples in which a pixel has a class, or rather, where the segmenter gives probabilities, from
+        their mean over the samples: that counts in what the segmenter itself is not sure of.
+        """
+        shares, consensus = (self.probabilities if self.soft is None else self.soft), self.consensus
+        found = []
+        for k in range(1, len(self.classes)):
+            chosen = consensus == k
+            both = (shares[:, k] * chosen).sum((1, 2))
+            found.append(2 * both / (shares[:, k].sum((1, 2)) + chosen.sum((1, 2))))
+        return torch.stack(found, -1)
+
     def __repr__(self) -> str:
         low, high = self.volume_interval()
         parts = []
@@ -71,13 +87,17 @@ def segment_samples(samples, segmenter) -> SegmentedSamples:
     """Segment posterior samples one by one.
 
     :param samples: what :func:`pnp.sample` returns, or images (n, B, C, H, W).
-    :param segmenter: has ``classes`` and ``predict(images)``.
+    :param segmenter: has ``classes`` and ``predict(images)``, and may have ``probabilities(images)``.
     :raises ValueError: for fewer than two samples.
     """
     images = getattr(samples, "x", samples)
     if images.ndim != 5 or len(images) < 2:
         raise ValueError(f"samples: expected at least two, (n, B, C, H, W), got shape {tuple(images.shape)}")
-    return SegmentedSamples(torch.stack([segmenter.predict(x).cpu() for x in images]), tuple(segmenter.classes))
+    labels = torch.stack([segmenter.predict(x).cpu() for x in images])
+    soft = None
+    if hasattr(segmenter, "probabilities"):
+        soft = sum(segmenter.probabilities(x).cpu() for x in images) / len(images)
+    return SegmentedSamples(labels, tuple(segmenter.classes), soft)
 
 
 def calibrated(found: list[SegmentedSamples], labels: list[Tensor], level: float = 0.95) -> float:
