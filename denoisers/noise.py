@@ -26,6 +26,24 @@ def estimate_noise(x: Tensor) -> Tensor:
     return torch.stack([high_differences(image, axes=(-2, -1), order=4) for image in x])
 
 
+def coloured(white: Tensor, spread: float, generator: torch.Generator | None = None) -> Tensor:
+    """Noise of standard deviation 1 whose power differs between frequencies and directions, of each image otherwise.
+
+    The power is :math:`f^a` times :math:`exp(b cos(2 (phi - phi_0)))` at the frequency f and the direction phi, with
+    random a, b and phi_0: a up to ``spread`` either way, b up to ``spread``.
+
+    :param white: white noise (B, C, H, W).
+    """
+    height, width = white.shape[-2:]
+    v = torch.fft.fftfreq(height, device=white.device)[:, None]
+    u = torch.fft.rfftfreq(width, device=white.device)[None]
+    frequency = (u**2 + v**2).sqrt().clamp_min(1 / max(height, width))
+    a, b, turn = torch.rand(3, len(white), 1, 1, 1, generator=generator, device=white.device)
+    power = spread * ((2 * a - 1) * frequency.log() + b * torch.cos(2 * torch.atan2(v, u) - 2 * math.pi * turn))
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * (power / 2).exp(), s=(height, width))
+    return noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
 def high_differences(y: Tensor, axes: tuple[int, ...], order: int, measured: Tensor | None = None) -> Tensor:
     """Median absolute deviation of differences so high that smooth structure drops out, scaled for white noise.
 

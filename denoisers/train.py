@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--sigma-max", type=float, default=1.0, help="highest noise level, in units of the range")
+    parser.add_argument("--coloured-share", type=float, default=0.0, help="share of patches with noise of any colour")
     parser.add_argument("--nonexpansive", type=float, default=0.0, help="weight of the penalty on expansion")
     parser.add_argument("--restarts", type=int, default=0, help="warm restarts of the learning rate")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         sigma_max=options.sigma_max,
         learning_rate=options.learning_rate,
         restarts=options.restarts,
+        coloured_share=options.coloured_share,
         nonexpansive=options.nonexpansive,
         seed=options.seed,
         workers=options.workers,

@@ -18,6 +18,7 @@ from denoisers.convergent import expansion
 from denoisers.data import Patches, Source
 from denoisers.library import save
 from denoisers.muon import Muon
+from denoisers.noise import coloured
 from denoisers.unet import ResidualUNet
 
 VALIDATION_LEVELS = (1, 5, 15, 25, 50, 100)  # in units of 1/255
@@ -37,6 +38,7 @@ def train(
     restarts: int = 0,
     squared_share: float = 0.3,
     average: float = 0.999,
+    coloured_share: float = 0.0,
     nonexpansive: float = 0.0,
     validate_every: int = 4000,
     save_minutes: float = 10.0,
@@ -76,6 +78,8 @@ def train(
     :param restarts: how often the cosine starts again from the peak, in parts of equal length.
     :param squared_share: share of the steps, at the end, that is trained in squared error.
     :param average: decay of the moving average of the weights.
+    :param coloured_share: share of the patches whose noise is not white (:func:`denoisers.noise.coloured`, spread 0.5):
+        the error that a solver leaves is not, and a denoiser that counts on white noise keeps too much of it.
     :param nonexpansive: weight of the penalty on the expansion of 2 D - I, in units of the (normalised) loss; 0 for
         none, about 1 for a denoiser with which plug-and-play converges (see :func:`denoisers.convergent.expansion`).
     :param validate_every: steps between rows of PSNR in ``log.csv``.
@@ -138,6 +142,9 @@ def train(
         y, own, kinds, sigma = (tensor.to(device, non_blocking=True) for tensor in drawn)
         added = (sigma.square() - own.square()).sqrt().view(-1, 1, 1, 1)
         n = torch.randn(y.shape, generator=noise, device=device)
+        if coloured_share:
+            picked = torch.rand(len(y), 1, 1, 1, generator=noise, device=device) < coloured_share
+            n = torch.where(picked & (own == 0).view(-1, 1, 1, 1), coloured(n, 0.5, noise), n)
         noisy, wanted = y + added * n, y - own.view(-1, 1, 1, 1).square() / added * n
         squared = (own > 0) | (step >= (1 - squared_share) * steps)
         error = network(noisy, sigma) - wanted

@@ -55,6 +55,7 @@ def main():
         "--continuous", action="store_true", help="differential equations, --blocks steps at each level"
     )
     parser.add_argument("--gradient-step", action="store_true", help="train D = I - grad g")
+    parser.add_argument("--coloured-share", type=float, default=0.0, help="share of patches with noise of any colour")
     parser.add_argument("--nonexpansive", type=float, default=0.0, help="weight of the penalty on expansion")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--squared-share", type=float, default=0.5, help="share of the steps in squared error")
@@ -90,6 +91,7 @@ def main():
         batch=options.batch,
         patch=options.patch,
         squared_share=options.squared_share,
+        coloured_share=options.coloured_share,
         nonexpansive=options.nonexpansive,
         seed=options.seed,
         workers=options.workers,

@@ -14,6 +14,7 @@ import torch
 import denoisers
 from denoisers.convergent import expansion
 from denoisers.data import Patches, Source, parse_source, read_images
+from denoisers.noise import coloured
 from denoisers.training import _warmup_cosine
 
 
@@ -72,6 +73,7 @@ def test_training_improves_the_loss(tmp_path):
         batch=8,
         patch=32,
         warmup=10,
+        coloured_share=0.5,
         progress=False,
     )
     clean = torch.from_numpy(sources(20)["flat"].held_out[0]).float()[None, None]
@@ -222,3 +224,15 @@ def test_patches_keep_their_range():
     assert set(kinds.tolist()) == {0, 1}
     assert 0 < sigma.min() < sigma.max() <= 1
     assert 1 < Patches(sources(), size=32, batch=64, sigma_max=5)[0][-1].max() <= 5
+
+
+def test_coloured_noise_has_its_power_where_it_says():
+    """Standard deviation 1, and power spectra that differ from image to image but not on the whole."""
+    generator = torch.Generator().manual_seed(0)
+    noise = coloured(torch.randn(400, 1, 32, 32, generator=generator), 1.0, generator)
+    torch.testing.assert_close(noise.square().mean((1, 2, 3)), torch.ones(400))
+    power = torch.fft.fft2(noise).abs().square()[:, 0]
+    low, high = power[:, :4, :4].mean((1, 2)), power[:, 12:20, 12:20].mean((1, 2))
+    ratio = (low / high).log()
+    assert ratio.std() > 0.8
+    assert ratio.mean().abs() < 0.3
