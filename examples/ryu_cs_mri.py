@@ -50,11 +50,11 @@ def main():
     options = parser.parse_args()
     truth, noise, sampling = published(options.data, options.image) if options.data else bundled()
     medical = denoisers.load("medical")
-    theirs, name = (dncnn(options.weights), "DnCNN-15") if options.weights else (medical, "medical at 15/255")
+    theirs, name = (dncnn(options.weights), "DnCNN-15") if options.weights else (medical, "medical")
     published_admm = PnPADMM(reflection=1.0, sigma=[LEVEL] * ITERATIONS, rho=[1 / (2 * ALPHA)] * ITERATIONS)
     embed = deepinv.physics.LinearPhysics(A=lambda x, **_: as_complex(x), A_adjoint=lambda x, **_: x[:, :1])
 
-    figure, axes = plt.subplots(3, 3, figsize=(4.9, 5.6), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(4.5, 5.1), layout="constrained")
     print("| mask | method | SNR, the paper's metric | PSNR | denoiser calls |\n|---|---|---|---|---|")
     for row, (kind, mask) in zip(axes, sampling.items()):
         op = operators.MRI(mask)
@@ -68,7 +68,7 @@ def main():
             f"PnP-ADMM, {name}": (admm.x, admm.calls["denoiser"]),
             "pnp.solve": (default.x, default.calls["denoiser"]),
         }
-        row[0].set_ylabel(f"{kind}, {100 * mask.mean():.0f} %")
+        row[0].set_ylabel(f"{kind}, {100 * mask.mean():.0f} %", fontsize=8)
         for axis, (label, (x, calls)) in zip(row, images.items()):
             x = x[:, :1]
             snr = 10 * torch.log10(truth.square().sum() / (x - truth).square().sum())

@@ -69,7 +69,8 @@ def main():
             at = [np.interp(value, values, np.arange(len(values)) + 0.5) for value, values in zip(place, (across, up))]
             style = {"marker": "*", "s": 320, "edgecolors": "red", "linewidths": 1.5}
             axis.scatter(*at, c=[found], vmin=best - 6, vmax=best, **style)
-            axis.set(title=f"{problem}, {name}: {found:.2f} dB, grid {best:.2f}", xlabel=label_x, ylabel=label_y)
+            axis.set(xlabel=label_x, ylabel=label_y)
+            axis.set_title(f"{problem}, {name}: {found:.2f} dB (best of the grid: {best:.2f})", fontsize=10)
             axis.set_xticks(np.arange(len(across)) + 0.5, across)
             axis.set_yticks(np.arange(len(up)) + 0.5, up)
             figure.colorbar(picture, ax=axis, extend="min", label="PSNR in dB")
