@@ -19,6 +19,7 @@ import pnp
 from pnp import demo, quality
 
 COUNTS = (4, 8, 16, 32)
+NOISE = 0.01
 COLOURS = {"hqs": "tab:orange", "drs": "tab:blue"}
 
 
@@ -29,7 +30,7 @@ def main():
     options = parser.parse_args()
     denoiser = denoisers.load(options.denoiser)
     image = demo.brain()[0][1:2]
-    op, y, truth = demo.measure(image, 4)
+    op, y, truth = demo.measure(image, 4, noise=NOISE)
     brain = image[:, 0] > 0
 
     figure, (quality_axis, level_axis) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
@@ -50,7 +51,7 @@ def main():
         halves = [curve[count // 2 - 1] for curve in curves.values()]
         cells = [f"{value:.2f} dB" for value in (*(curve[-1] for curve in curves.values()), *halves)]
         print(f"| {count} | " + " | ".join(cells) + " |", flush=True)
-    print(f"noise found: {solution.noise:.4f} (true: 0.0100)")
+    print(f"noise found: {solution.noise:.4f} (true: {NOISE:.4f})")
     quality_axis.set(xscale="log", xticks=COUNTS, xticklabels=COUNTS, xlabel="iteration", ylabel="PSNR in dB")
     quality_axis.minorticks_off()
     handles, labels = quality_axis.get_legend_handles_labels()
