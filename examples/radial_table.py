@@ -1,6 +1,6 @@
 """Radial MRI at three accelerations and three noise levels: PSNR of four methods, one of which is told nothing.
 
-    python examples/radial_table.py [--data IBSR_01.nii.gz IBSR_04.nii.gz] [--images 3] [--out radial_table.png]
+    python examples/radial_table.py [--data IBSR_04.nii.gz IBSR_09.nii.gz] [--images 3] [--out radial_table.png]
 
 The table's layout is that of Wei et al., *Tuning-free plug-and-play proximal algorithm for inverse imaging problems*
 (TFPnP), ICML 2020: one coil, spokes on the Cartesian grid, x2, x4 and x8 undersampled, noise of 5, 10 and 15 (of 255)

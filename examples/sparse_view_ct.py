@@ -1,11 +1,11 @@
 """CT from few views: filtered back-projection, total variation, `pnp.solve` and samples from the posterior.
 
-    python examples/sparse_view_ct.py [--data DATA/ct_hu] [--sampler diffpir] [--out examples/sparse_view_ct.png]
+    python examples/sparse_view_ct.py [--data ct_hu/dcmqi_abdomen_03.dcm] [--sampler diffpir] [--out sparse_view_ct.png]
 
 A slice of a chest (pydicom's CT_small, 128 x 128) is seen from 60, 30 and 15 angles, as in many papers on sparse-view
 CT since Sidky & Pan (Phys Med Biol 2008, total variation), with noise of 0.5 % of the sinogram's largest value.
-`--data` takes the first DICOM slice of a folder instead, shrunk to at most 256 pixels a side. No method is told the
-noise level. Above the pictures are PSNR and SSIM.
+`--data` takes another DICOM slice, or the first of a folder, and shrinks it to at most 256 pixels a side. No method is
+told the noise level. Above the pictures are PSNR and SSIM.
 
 The mean of diffusion samples (DiffPIR: Zhu et al., CVPR Workshops 2023) stands for the image of least expected error; a
 single sample has more of an image's texture, but what is in it varies from sample to sample, and the fewer the views,
@@ -34,12 +34,13 @@ WINDOW = (-500, 500)  # HU, shown
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with DICOM files")
+    parser.add_argument("--data", type=Path, help="DICOM slice in Hounsfield units, or a folder of them")
     parser.add_argument("--sampler", default="diffpir", help="calibrated, or the name of a diffusion sampler")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--out", default="examples/sparse_view_ct.png")
     options = parser.parse_args()
-    file = min(options.data.glob("*.dcm")) if options.data else pydicom.data.get_testdata_file("CT_small.dcm")
+    file = options.data or Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    file = min(file.glob("*.dcm")) if file.is_dir() else file
     hounsfield = torch.from_numpy(read_images(file)[0])[None, None]
     truth = (F.avg_pool2d(hounsfield, -(-max(hounsfield.shape) // 256)).clamp(-1000, 1000) + 1000) / 2000
     denoiser = denoisers.load("medical")
