@@ -75,11 +75,10 @@ class DDS(DiffPIR):
 class DDNM(DiffPIR):
     """Denoising diffusion null-space model (Wang, Yu & Zhang, ICLR 2023): what was measured is put in place of D(z).
 
-    The pseudo-inverse is regularised (Wiener's filter), which stands for their scaling of noisy directions. Further
-    parameters as in :class:`DiffPIR`.
+    The pseudo-inverse is regularised (Wiener's filter) for images that may differ from D(z) by sigma, which stands for
+    their scaling of noisy directions. Further parameters as in :class:`DiffPIR`.
 
-    :param contrast: standard deviation of images, in units of their range: directions of A in which that stays below
-        the noise count as not measured.
+    :param contrast: standard deviation of images, in units of their range: they differ from D(z) by no more.
     """
 
     renewal: float | None = 0.72  # their eta = 0.85
@@ -87,7 +86,7 @@ class DDNM(DiffPIR):
 
     def estimate(self, problem: Problem, z: Tensor, sigma: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         d = problem.denoise(z, sigma)
-        return self.data_step(problem, d, (problem.noise / self.contrast) ** 2), d
+        return self.data_step(problem, d, (problem.noise / sigma.clamp_max(self.contrast)) ** 2), d
 
 
 @dataclass(frozen=True)

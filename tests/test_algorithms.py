@@ -180,7 +180,8 @@ def test_total_variation_is_minimal(brain):
     assert relative(solution.x, peer) < 5e-3
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gradient-step", "direct", "cg"}))
+# without those that are for other operators (ddrm), or need a prior that can draw whole images (dps)
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gradient-step", "direct", "cg", "ddrm", "dps"}))
 def test_by_name_better_than_without_a_prior(name, multicoil, medical):
     op, y, truth = multicoil
     plain = quality.psnr(pnp.solve(op, y, None, algorithm="cg").x, truth)
@@ -189,10 +190,11 @@ def test_by_name_better_than_without_a_prior(name, multicoil, medical):
     assert {len(values) for values in solution.history.values()} == {solution.iterations}
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_units_do_not_matter(name, multicoil, medical):
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"ddrm"}))
+def test_units_do_not_matter(name, multicoil):
     op, y, _ = multicoil
-    denoiser = denoisers.load("gradient-step") if name == "gradient-step" else medical
+    denoiser = denoisers.load("gradient-step" if name == "gradient-step" else "medical")
+    denoiser.half = False  # so that rounding does not grow
     x = pnp.solve(op, y, denoiser, algorithm=name, iterations=4).x
     scaled = operators.MRI(op.mask[0, 0], 30 * op.maps[0])
     other = pnp.solve(scaled, 1e3 * y, denoiser, algorithm=name, iterations=4, noise=10.0).x
