@@ -93,7 +93,7 @@ def verlet(force: Callable, x: Tensor, v: Tensor, steps: int) -> list[State]:
         acceleration = force(x, middle, (k + 0.5) * h)
         v = torch.add(v, acceleration, alpha=h)
         x = torch.add(x, v, alpha=h / 2)
-        middle = torch.add(v, acceleration, alpha=h / 2)
+        middle = torch.add(v, acceleration, alpha=h / 2) if k < steps - 1 else None
         path.append((x, v))
     return path
 
@@ -128,7 +128,7 @@ class SecondOrderBlock(nn.Module):
         else:
             self.inner = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
             self.outer = nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.GroupNorm(math.gcd(width, 4), width, affine=False)
+        self.groups = math.gcd(width, 4)  # of the norm
         self.coupling = None if mixed else nn.Parameter(torch.zeros(width, 1, 1))
         self.gain = nn.Parameter(torch.eye(1, self.FREQUENCIES).repeat(width, 1))
         self.shift = nn.Parameter(torch.zeros(width, self.FREQUENCIES))
@@ -148,9 +148,9 @@ class SecondOrderBlock(nn.Module):
     def force(self, x: Tensor, v: Tensor, time: float | Tensor) -> Tensor:
         """The acceleration at a time between 0 and 1."""
         waves = torch.cos(math.pi * time * torch.arange(self.FREQUENCIES, dtype=self.gain.dtype, device=x.device))
-        gain, shift = ((weights @ waves).view(-1, 1, 1) for weights in (self.gain, self.shift))
         inner = self.inner(torch.cat([x, v], 1) if self.coupling is None else torch.addcmul(x, self.coupling, v))
-        return self.outer(F.relu(torch.addcmul(shift, gain, self.norm(inner))))
+        normed = F.group_norm(inner, self.groups, self.gain @ waves, self.shift @ waves)
+        return self.outer(F.relu(normed, inplace=True))
 
 
 class _Force(nn.Module):
