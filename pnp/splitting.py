@@ -155,11 +155,11 @@ class DouglasRachford(Splitting):
 
     A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
     whose eigenvalues are 0 or near 1, r falls from 0.9 to 0.5; where the mean eigenvalue is far below 0.1, as in
-    tomography and deconvolution, it is 0.6.
+    tomography and deconvolution, it is 0.6. lambda is at most 1, and at least 0.23 for the former, 0.17 for the latter.
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param first: first denoiser level, in units of the image's range; the last is the noise level.
-    :param weights: range of lambda.
+    :param weights: range of lambda; None for the rule.
     """
 
     iterations: int = 16
@@ -167,7 +167,7 @@ class DouglasRachford(Splitting):
     cg_tolerance: float = 1e-3
     reflection: float | None = None
     first: float = 0.294
-    weights: tuple[float, float] = (0.23, 1.0)
+    weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
         last = problem.noise.clamp_max(self.first)
@@ -176,16 +176,16 @@ class DouglasRachford(Splitting):
         for t in torch.linspace(0, 1, self.iterations).tolist():
             sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
             r = 0.6 + strong * (0.3 - 0.4 * t) if self.reflection is None else torch.full_like(mean, self.reflection)
-            yield sigma, self._weight(problem, sigma, r), r
+            yield sigma, self._weight(problem, sigma, r, *(self.weights or (0.17 + 0.06 * strong, 1.0))), r
 
-    def _weight(self, problem: Problem, sigma: Tensor, r: Tensor) -> Tensor:
+    def _weight(self, problem: Problem, sigma: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
         ratio = (problem.noise / sigma) ** 2
         theta = problem.ritz_values.clamp_min(0)
         weight = torch.full_like(ratio, 0.35)
         for _ in range(8):
             rho = (weight * ratio).reshape(-1, 1)
             passed = (problem.ritz_weights * theta * rho / (theta + rho) ** 2).sum(1).reshape(ratio.shape)
-            weight = 0.5 * weight + 0.5 * ((1 + r) ** 2 * passed).clamp(*self.weights)
+            weight = 0.5 * weight + 0.5 * ((1 + r) ** 2 * passed).clamp_min(low).clamp_max(high)
         return weight * ratio
 
     def step(
