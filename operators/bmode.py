@@ -33,7 +33,7 @@ def log_compress(envelope: Tensor, dynamic_range: float = 60.0) -> Tensor:
     """
     if not dynamic_range > 0:
         raise ValueError(f"dynamic_range: expected a positive number of dB, got {dynamic_range}")
-    if (envelope < 0).any():
+    if not (envelope >= 0).all():
         raise ValueError("envelope: expected values of at least 0; take the envelope of a radio-frequency image first")
     largest = envelope.flatten(1).amax(1).reshape(-1, *[1] * (envelope.ndim - 1))
     decibels = 20 * torch.log10((envelope / largest.clamp_min(1e-30)).clamp_min(1e-30))

@@ -78,7 +78,7 @@ def birdcage(shape: tuple[int, int], coils: int, radius: float = 1.5) -> Tensor:
     x = (torch.arange(width) - width // 2)[None, None, :] / (width / 2)
     angle = 2 * math.pi * torch.arange(coils)[:, None, None] / coils
     dx, dy = x - radius * torch.cos(angle), y - radius * torch.sin(angle)
-    maps = torch.polar(1 / torch.hypot(dx, dy), torch.atan2(dx, -dy) - angle)
+    maps = torch.polar(1 / torch.hypot(dx, dy).clamp_min(1e-6), torch.atan2(dx, -dy) - angle)
     return maps / torch.linalg.vector_norm(maps, dim=0)
 
 

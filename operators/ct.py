@@ -113,6 +113,9 @@ class ParallelBeamCT(Tomograph):
         self.angles = angles
         self._forget()
 
+    def _reload(self) -> None:
+        self._set(self.angles)
+
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         return {"radon": self._radon.tables(dtype, device)}
 
@@ -130,6 +133,8 @@ def attenuation(hounsfield_units: Tensor, water: float) -> Tensor:
 def check_angles(angles) -> Tensor:
     """Angles as a floating-point tensor (V,), or a ValueError; a warning where they look like degrees."""
     angles = torch.as_tensor(angles)
+    if angles.is_complex():
+        raise ValueError(f"angles: expected real radians, got {angles.dtype}")
     if angles.ndim != 1 or len(angles) == 0:
         raise ValueError(f"angles: expected at least one angle, shape (V,), got shape {tuple(angles.shape)}")
     angles = angles if angles.is_floating_point() else angles.double()

@@ -182,6 +182,9 @@ class FanBeamCT(Tomograph):
         self.angles = angles
         self._forget()
 
+    def _reload(self) -> None:
+        self._set(self.angles)
+
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         return {"radon": self._radon.tables(dtype, device), "resample": self._resample.to(dtype, device)}
 
@@ -189,8 +192,8 @@ class FanBeamCT(Tomograph):
 def parker_weights(angles: Tensor, gamma: Tensor) -> Tensor:
     """Share of each ray among the one or two views that measure it, (V, D).
 
-    :param angles: (V,) in radians, of a full turn, or of at least half a turn and the fan. Of less, no ray is known to
-        be measured twice; a warning says so.
+    :param angles: (V,) in radians, of a full turn, or of at least half a turn and the fan. Of less, some rays are not
+        measured at all; a warning says so.
     :param gamma: (D,) angles of the rays to the central one.
     """
     turned = torch.remainder(angles, 2 * math.pi)
@@ -209,12 +212,13 @@ def parker_weights(angles: Tensor, gamma: Tensor) -> Tensor:
             f"{math.degrees(math.pi + 2 * fan):.0f}; the image will have artefacts of a limited angle",
             stacklevel=3,
         )
-        return torch.ones(len(angles), len(gamma), dtype=torch.float64)
-    excess = excess.clamp_min(fan + 1e-6)
+    else:
+        excess = excess.clamp_min(fan + 1e-6)
     first = ordered[(widest + 1) % len(ordered)] - step / 2
     beta = torch.remainder(turned - first, 2 * math.pi)[:, None]
-    rising = torch.sin(math.pi / 4 * beta / (excess + gamma)) ** 2
-    falling = torch.sin(math.pi / 4 * (math.pi + 2 * excess - beta).clamp_min(0) / (excess - gamma)) ** 2
+    rising = torch.sin(math.pi / 4 * beta / (excess + gamma).clamp_min(1e-6)) ** 2
+    left = (math.pi + 2 * excess - beta).clamp_min(0)
+    falling = torch.sin(math.pi / 4 * left / (excess - gamma).clamp_min(1e-6)) ** 2
     weights = torch.where(beta < 2 * (excess + gamma), rising, 1.0)
     return torch.where(beta > math.pi + 2 * gamma, falling, weights)
 

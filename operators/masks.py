@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -135,7 +137,7 @@ def _central(n: int, count: int) -> np.ndarray:
 def _check(shape, acceleration, calibration) -> tuple[int, int]:
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"shape: expected (H, W), got {tuple(shape)}")
-    if acceleration < 1:
+    if not 1 <= acceleration < math.inf:
         raise ValueError(f"acceleration: expected at least 1, got {acceleration}")
     if calibration < 0:
         raise ValueError(f"calibration: expected at least 0, got {calibration}")

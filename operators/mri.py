@@ -89,7 +89,7 @@ class MRI(Operator):
     def noise(self, x: Tensor, **kwargs) -> Tensor:
         """Apply the noise model where the mask samples."""
         mask = self.mask if self.maps is None else self.mask[:, :, None]
-        return self.noise_model(x, **kwargs) * (mask != 0)
+        return self.noise_model(x, **kwargs) * (mask != 0).to(x.device)
 
     def update_parameters(self, mask: Tensor | None = None, maps: Tensor | None = None, **kwargs) -> None:
         """Replace mask, maps or both; of another size only together."""

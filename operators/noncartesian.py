@@ -115,6 +115,10 @@ class NonCartesianMRI(Operator):
         self.maps = None if maps is None else check_maps(maps, shape)
         self._forget()
 
+    def _reload(self) -> None:
+        trajectory, self.trajectory = self.trajectory, None  # as if it were new
+        self._set(trajectory, self.maps)
+
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         maps = None if self.maps is None else self.maps.to(device, torch.promote_types(dtype, torch.complex64))
         kernel = (self._kernel / self._kernel.numel()).to(device, dtype)  # the transforms leave that out

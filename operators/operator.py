@@ -40,12 +40,21 @@ class Operator(LinearPhysics):
         made = self.__dict__.setdefault("_made", {})
         key = like.dtype, like.device
         if key not in made:
-            made[key] = SimpleNamespace(**self._prepare(*key))
+            with torch.inference_mode(False):  # what is made there could not be differentiated through later
+                made[key] = SimpleNamespace(**self._prepare(*key))
         return made[key]
 
     def _forget(self) -> None:
         """Drop the tables, after a parameter has changed."""
         self.__dict__["_made"] = {}
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._reload()
+
+    def _reload(self) -> None:
+        """Follow parameters that were loaded."""
+        self._forget()
 
     def __getstate__(self):
         return self.__dict__ | {"_made": {}}  # copies make their own tables
@@ -66,7 +75,6 @@ class Scaled(Operator):
     def __init__(self, op: LinearPhysics, factor: float):
         super().__init__(img_size=op.img_size, noise_model=op.noise_model, solver=op.solver)
         self.op, self.factor = op, float(factor)
-        self.image_shape = getattr(op, "image_shape", op.img_size)
 
     def A(self, x: Tensor, **kwargs):
         return self.factor * self.op.A(x, **kwargs)
@@ -76,6 +84,13 @@ class Scaled(Operator):
 
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         return self.factor**2 * self.op.A_adjoint_A(x, **kwargs)
+
+    def update_parameters(self, **kwargs) -> None:
+        self.op.update_parameters(**kwargs)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return getattr(self.op, "image_shape", self.op.img_size)
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
@@ -121,9 +136,12 @@ def linear(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Te
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, forward, adjoint):
-        ctx.maps = forward, adjoint
+    def forward(x, forward, adjoint):
         return forward(x.detach())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.maps = inputs[1:]
 
     @staticmethod
     def backward(ctx, slope):
@@ -132,11 +150,15 @@ class _Linear(torch.autograd.Function):
 
 
 def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape."""
+    """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape, a TypeError unless a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
     if x.is_complex() or not x.is_floating_point():
         raise ValueError(
             f"{name}: expected a real tensor (of complex ones, real and imaginary part as two channels), got {x.dtype}"
         )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name}: expected float32 or float64, got {x.dtype}")
     if tuple(x.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name}: expected shape ({wanted}), got {tuple(x.shape)}")

@@ -104,3 +104,54 @@ def test_gradients_of_gradients():
         (curvature,) = torch.autograd.grad((slope * v).sum(), x)
         expected = op.A_adjoint_A(v)
         assert torch.allclose(curvature, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_scaled_operators_follow_updates():
+    scaled, angles = 2 * operators.ParallelBeamCT((16, 16), [0.0, 1.0]), torch.tensor([0.0, 1.0, 2.0])
+    scaled.update(angles=angles)
+    x = torch.rand(1, 1, 16, 16)
+    assert torch.equal(scaled.A(x), 2 * operators.ParallelBeamCT((16, 16), angles).A(x))
+    assert scaled.measurement_shape == scaled.A(x).shape[1:]
+
+
+@pytest.mark.parametrize("kind", ["parallel", "fan", "mri", "radial", "psf"])
+def test_operators_follow_loaded_parameters(kind):
+    def make(seed):
+        rng = torch.Generator().manual_seed(seed)
+        angles = torch.rand(3, generator=rng)
+        return {
+            "parallel": lambda: operators.ParallelBeamCT((16, 16), angles),
+            "fan": lambda: operators.FanBeamCT((16, 16), angles, 40.0, 20.0),
+            "mri": lambda: operators.MRI(torch.rand(16, 16, generator=rng)),
+            "radial": lambda: operators.NonCartesianMRI(torch.rand(40, 2, generator=rng), (16, 16)),
+            "psf": lambda: operators.PSFUltrasound(torch.rand(3, 3, generator=rng), (16, 16)),
+        }[kind]()
+
+    op, other = make(0), make(1)
+    x = torch.rand(1, *op.image_shape)
+    op.A(x)
+    op.load_state_dict(other.state_dict())
+    assert torch.equal(op.A(x), other.A(x))
+    assert torch.equal(op.A_adjoint_A(x), other.A_adjoint_A(x))
+
+
+def test_gradients_after_inference_mode():
+    for op in (operators.MRI(torch.ones(16, 16)), operators.ParallelBeamCT((16, 16), [0.0, 1.0])):
+        x = torch.rand(1, *op.image_shape)
+        with torch.inference_mode():
+            y = op.A(x)
+        op.A(x.requires_grad_()).square().sum().backward()
+        assert torch.allclose(x.grad, 2 * op.A_adjoint(y.clone()), atol=1e-5)
+
+
+def test_functional_derivatives():
+    op = operators.ParallelBeamCT((16, 16), [0.0, 1.0])
+    y, pull = torch.func.vjp(op.A, torch.rand(1, 1, 16, 16))
+    assert torch.allclose(pull(y)[0], op.A_adjoint(y))
+
+
+def test_check_knows_parameters_for_each_image_and_missing_gradients():
+    series = operators.MRI(torch.stack([operators.masks.cartesian((16, 16), 2, 4, seed) for seed in range(3)])[:, None])
+    assert operators.check(series, (3, 2, 16, 16)).passed()
+    detached = deepinv.physics.LinearPhysics(A=lambda x, **_: x.detach(), A_adjoint=lambda y, **_: y.detach())
+    assert operators.check(detached, (1, 8, 8)).gradient == pytest.approx(1)

@@ -226,3 +226,22 @@ def test_bad_input():
         op.A(torch.zeros(1, 1, 8, 9))
     with pytest.raises(ValueError, match="filter: expected one of"):
         op.fbp(op.A(torch.zeros(1, 1, 8, 8)), "none")
+
+
+@pytest.mark.parametrize("kind", ["two steps", "random"])
+def test_fbp_of_irregular_angles_keeps_the_brightness(kind):
+    degrees = {
+        "two steps": torch.cat([torch.arange(0, 90, 0.5), torch.arange(90, 180, 2.0)]),
+        "random": 180 * torch.rand(240, generator=torch.Generator().manual_seed(0)),
+    }[kind]
+    op = operators.ParallelBeamCT((64, 64), degrees * math.pi / 180)
+    disk = phantoms.image("disk", (64, 64))[None, None]
+    assert op.fbp(op.A(disk))[..., 28:36, 28:36].mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:angles")
+@pytest.mark.parametrize("degrees", [190, 200, 222, 224, 260, 360])
+def test_fan_fbp_of_any_turn_keeps_the_brightness(degrees):
+    op = operators.FanBeamCT((64, 64), torch.arange(degrees) * math.pi / 180, 120, 60)
+    disk = phantoms.image("disk", (64, 64))[None, None]
+    assert op.fbp(op.A(disk))[..., 28:36, 28:36].mean().item() == pytest.approx(1, abs=0.03)

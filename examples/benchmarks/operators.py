@@ -1,6 +1,6 @@
 """The operators beside those of deepinv, ASTRA, scikit-image, SigPy and torchkbnufft: time, accuracy, memory.
 
-    pip install astra-toolbox scikit-image sigpy torchkbnufft
+    pip install .[peers]
     python examples/benchmarks/operators.py [--rounds 7] [--only TEXT] [--out table.md]
 
 Every program runs in a process of its own, on one thread, and all take turns: process CPU time, minimum and median of
