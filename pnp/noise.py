@@ -6,6 +6,7 @@ import math
 
 import deepinv
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from denoisers.noise import high_differences
@@ -36,9 +37,9 @@ def told(op, y, noise=None) -> float | Tensor | None:
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     """Estimate the standard deviation of white noise in measurements; for MRI, of each real component.
 
-    MRI: from the outermost samples of k-space. Sinograms: from high differences along the detector. Measurements that
-    are images, also with pixels missing: from high differences along both directions. All of them see a little signal,
-    too, and overestimate faint noise.
+    MRI: from the outermost samples of k-space, and from high differences along oversampled readouts. Sinograms: from
+    high differences along the detector. Measurements that are images, also with pixels missing: from high differences
+    along both directions. All of them see a little signal, too, and overestimate faint noise.
 
     :param image: any images of the operator's domain.
     :return: an estimate for each item of the batch, (B,), or None for measurements of another kind.
@@ -50,8 +51,7 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
         masks = op.mask[:, 0].expand(len(y), *radius.shape)
         return torch.stack([_outer_kspace(item, radius, mask != 0) for item, mask in zip(y, masks)])
     if isinstance(op, NonCartesianMRI):
-        radius = op.trajectory.square().sum(1).sqrt()
-        return torch.stack([_outer_kspace(item, radius, torch.ones_like(radius, dtype=torch.bool)) for item in y])
+        return torch.stack([_readouts(item, op.trajectory) for item in y])
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
         return torch.stack([high_differences(item, axes=(-1,), order=6) for item in y])
     if isinstance(op, deepinv.physics.Tomography):
@@ -77,6 +77,19 @@ def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 /
     radii = radius.expand_as(power)[sampled]
     outer = radii >= torch.quantile(_thinned(radii), 1 - share)
     return (power[sampled][outer].median() / (2 * math.log(2))).sqrt()
+
+
+def _readouts(y: Tensor, trajectory: Tensor) -> Tensor:
+    """The lower of two estimates, from the outermost samples and from high differences along the outer readouts.
+
+    Where a readout is oversampled, the image fills a part of its band only, and drops out of the differences.
+    """
+    radius = trajectory.square().sum(1).sqrt()
+    outermost = _outer_kspace(y, radius, torch.ones_like(radius, dtype=torch.bool))
+    steps = trajectory.diff(dim=0).square().sum(1).sqrt()
+    regular = F.pad(steps < 1.05 * steps.median(), (1, 0))  # a longer step leads to another readout
+    outer = radius >= torch.quantile(_thinned(radius), 0.75)
+    return torch.fmin(outermost, high_differences(y, (-1,), 6, (regular & outer).expand_as(y) & (y != 0)))
 
 
 def _image(y: Tensor) -> Tensor:
