@@ -16,7 +16,7 @@ class Report:
     :param adjointness: largest \\|<A x, y> - <x, A'y>\\| / (\\|A x\\| \\|y\\|) over random pairs.
     :param linearity: error of A(2x - 3z) against 2 A x - 3 A z.
     :param normal: error of ``A_adjoint_A`` against ``A_adjoint(A(x))``.
-    :param batch: error of an item beside others against the same item beside zeros.
+    :param batch: error of a batch against its items one by one.
     :param gradient: error of automatic differentiation through A and its adjoint against A'v and A v.
     :param dtype: whether measurements and images have the precision of what they were made of.
     :param finite: whether no value was NaN or infinite.
@@ -77,8 +77,8 @@ def check(
     z = random()
     linearity = _error(op.A(2 * x - 3 * z), 2 * measured - 3 * op.A(z))
     normal = _error(op.A_adjoint_A(x), op.A_adjoint(measured))
-    first = torch.cat([x[:1], torch.zeros_like(x[1:])])  # of all items, because parameters may come in batches, too
-    batch = max(_error(all_items[:1], alone[:1]) for all_items, alone in zip(_parts(measured), _parts(op.A(first))))
+    # alone, an item may still be measured several ways: with the parameters of each item
+    batch = max(_error(all_items[:1], alone[:1]) for all_items, alone in zip(_parts(measured), _parts(op.A(x[:1]))))
 
     image, data = x.clone().requires_grad_(), y if isinstance(y, TensorList) else y.clone().requires_grad_()
     gradient = _error(_slope(_inner_tensor(op.A(image), y), image), op.A_adjoint(y))

@@ -26,6 +26,9 @@ class Tomograph(Operator):
             self._set(check_angles(angles).to(self.angles.device))
         super().update_parameters(**kwargs)
 
+    def _reload(self) -> None:
+        self._set(self.angles)
+
     @property
     def measurement_shape(self) -> tuple[int, ...]:
         """(1, V, D)."""
@@ -112,9 +115,6 @@ class ParallelBeamCT(Tomograph):
         self._radon = Radon(self.image_shape[1:], angles, self.detectors, self.spacing, self.offset, bins, self.eps)
         self.angles = angles
         self._forget()
-
-    def _reload(self) -> None:
-        self._set(self.angles)
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         return {"radon": self._radon.tables(dtype, device)}

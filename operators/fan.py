@@ -182,9 +182,6 @@ class FanBeamCT(Tomograph):
         self.angles = angles
         self._forget()
 
-    def _reload(self) -> None:
-        self._set(self.angles)
-
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         return {"radon": self._radon.tables(dtype, device), "resample": self._resample.to(dtype, device)}
 

@@ -48,16 +48,16 @@ def view_weights(angles: Tensor, period: float) -> Tensor:
     :param angles: (V,) in radians.
     :param period: angle after which views are equal: pi for parallel rays, 2 pi for a fan.
 
-    One gap of more than three times any other, a missing wedge, belongs to no view.
+    Missing wedges belong to no view: gaps of more than three times all but the widest tenth.
     """
     turned = torch.remainder(angles.double().cpu(), period)
     order = torch.argsort(turned)
     ordered = turned[order]
     gaps = torch.diff(ordered, append=ordered[:1] + period)
     if len(angles) > 2:
-        second, widest = gaps.sort().values[-2:]
-        if widest > 3 * second:
-            gaps[gaps.argmax()] = gaps[gaps > 1e-5].median()  # opposite views are none
+        distinct = gaps[gaps > 1e-5].sort().values  # opposite views leave none between them
+        usual = distinct[-1 - max(len(distinct) // 10, 1) :][0]
+        gaps = torch.where(gaps > 3 * usual, distinct.median(), gaps)
     weights = torch.empty_like(gaps)
     weights[order] = (gaps + gaps.roll(1)) / 2
     return weights.to(angles.device)

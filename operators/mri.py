@@ -86,10 +86,9 @@ class MRI(Operator):
 
         return inverse
 
-    def noise(self, x: Tensor, **kwargs) -> Tensor:
-        """Apply the noise model where the mask samples."""
+    def _sampled(self, y: Tensor) -> Tensor:
         mask = self.mask if self.maps is None else self.mask[:, :, None]
-        return self.noise_model(x, **kwargs) * (mask != 0).to(x.device)
+        return y * (mask != 0).to(y.device)
 
     def update_parameters(self, mask: Tensor | None = None, maps: Tensor | None = None, **kwargs) -> None:
         """Replace mask, maps or both; of another size only together."""

@@ -36,6 +36,14 @@ class Operator(LinearPhysics):
         """Both operators' measurements of one image, as a ``TensorList``."""
         return stack(self, other)
 
+    def noise(self, x: Tensor, **kwargs) -> Tensor:
+        """Apply the noise model to what is measured."""
+        return self._sampled(super().noise(x, **kwargs))
+
+    def _sampled(self, y: Tensor) -> Tensor:
+        """Zeros where nothing is measured."""
+        return y
+
     def _tables(self, like: Tensor) -> SimpleNamespace:
         made = self.__dict__.setdefault("_made", {})
         key = like.dtype, like.device
@@ -72,7 +80,7 @@ class Operator(LinearPhysics):
 class Scaled(Operator):
     """``factor * op``; the noise stays what it was."""
 
-    def __init__(self, op: LinearPhysics, factor: float):
+    def __init__(self, op: Operator, factor: float):
         super().__init__(img_size=op.img_size, noise_model=op.noise_model, solver=op.solver)
         self.op, self.factor = op, float(factor)
 
@@ -87,6 +95,9 @@ class Scaled(Operator):
 
     def update_parameters(self, **kwargs) -> None:
         self.op.update_parameters(**kwargs)
+
+    def _sampled(self, y: Tensor) -> Tensor:
+        return self.op._sampled(y)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -115,6 +126,10 @@ class Composed(Operator, ComposedLinearPhysics):
         for part in reversed(first):
             x = part.A_adjoint(x, **kwargs)
         return x
+
+    def _sampled(self, y: Tensor) -> Tensor:
+        last = self.physics_list[-1]
+        return last._sampled(y) if isinstance(last, Operator) else y
 
 
 def stack(*operators: LinearPhysics) -> Stacked:

@@ -173,10 +173,11 @@ class DouglasRachford(Splitting):
         last = problem.noise.clamp_max(self.first)
         mean = (problem.ritz_weights * problem.ritz_values).sum(1).reshape(last.shape)
         strong = (mean / 0.1).clamp(0, 1)
+        low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
         for t in torch.linspace(0, 1, self.iterations).tolist():
             sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
             r = 0.6 + strong * (0.3 - 0.4 * t) if self.reflection is None else torch.full_like(mean, self.reflection)
-            yield sigma, self._weight(problem, sigma, r, *(self.weights or (0.17 + 0.06 * strong, 1.0))), r
+            yield sigma, self._weight(problem, sigma, r, low, high), r
 
     def _weight(self, problem: Problem, sigma: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
         ratio = (problem.noise / sigma) ** 2

@@ -87,13 +87,13 @@ def verlet(force: Callable, x: Tensor, v: Tensor, steps: int) -> list[State]:
     The force is evaluated in the middle, at a velocity that the last acceleration extrapolates, which keeps the order
     2 for forces that depend on it.
     """
-    h, path, middle = 1 / steps, [(x, v)], v
+    h, path, acceleration = 1 / steps, [(x, v)], None
     for k in range(steps):
+        middle = v if acceleration is None else torch.add(v, acceleration, alpha=h / 2)
         x = torch.add(x, v, alpha=h / 2)
         acceleration = force(x, middle, (k + 0.5) * h)
         v = torch.add(v, acceleration, alpha=h)
         x = torch.add(x, v, alpha=h / 2)
-        middle = torch.add(v, acceleration, alpha=h / 2) if k < steps - 1 else None
         path.append((x, v))
     return path
 

@@ -155,3 +155,13 @@ def test_check_knows_parameters_for_each_image_and_missing_gradients():
     assert operators.check(series, (3, 2, 16, 16)).passed()
     detached = deepinv.physics.LinearPhysics(A=lambda x, **_: x.detach(), A_adjoint=lambda y, **_: y.detach())
     assert operators.check(detached, (1, 8, 8)).gradient == pytest.approx(1)
+
+
+def test_noise_of_composed_operators_only_where_sampled():
+    mask = operators.masks.cartesian((16, 16), 2, 4, seed=0)
+    mri = operators.MRI(mask, noise_model=deepinv.physics.GaussianNoise(0.1))
+    for op in (2 * mri, operators.compose(deepinv.physics.Denoising(), mri), operators.stack(mri, mri)):
+        y = op(torch.zeros(1, 2, 16, 16))
+        y = y[0] if isinstance(y, deepinv.utils.TensorList) else y
+        assert (y[..., mask == 0] == 0).all()
+        assert (y[..., mask == 1] != 0).any()
