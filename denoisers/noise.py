@@ -13,17 +13,28 @@ def estimate_noise(x: Tensor) -> Tensor:
 
     From the median absolute deviation (Donoho & Johnstone, 1994) of fourth differences along rows and columns, in which
     smooth structure drops out. Fine texture is taken for noise: faint noise is overestimated by up to about 1.5/255 of
-    the image's range.
+    the image's range. Where more than a tenth of an image is exactly 0, as outside a mask, these pixels do not count.
 
-    :param x: images (B, C, H, W), at least 9 pixels a side.
-    :return: the standard deviation of each image in its units, (B,).
+    :param x: images (B, C, H, W), or (B, C, D, H, W), of at least 9 pixels along the last two axes.
+    :return: the standard deviation of each image in its units, (B,); NaN for one with too few pixels that count.
     :raises ValueError: for another shape.
     """
-    if x.ndim != 4 or min(x.shape[-2:]) < 9 or x.is_complex():
+    if x.ndim not in (4, 5) or min(x.shape[-2:]) < 9 or x.is_complex():
         raise ValueError(
             f"x: expected real images (B, C, H, W) of at least 9 x 9 pixels, got {tuple(x.shape)} {x.dtype}"
         )
-    return torch.stack([high_differences(image, axes=(-2, -1), order=4) for image in x])
+    return torch.stack([_of_image(image) for image in (x if x.is_floating_point() else x.float())])
+
+
+def _of_image(y: Tensor) -> Tensor:
+    count = torch.count_nonzero(y)
+    if count == 0 or count > 0.9 * y.numel():
+        return high_differences(y, (-2, -1), 4)
+    for order in (4, 3, 2, 1):  # the highest of which there are enough
+        found = torch.cat([differences(y, (axis,), order, y != 0) for axis in (-2, -1)])
+        if len(found) >= (3000 if order > 1 else 50):  # neighbouring ones are correlated
+            return deviation(found)
+    return y.new_full((), torch.nan)
 
 
 def coloured(white: Tensor, spread: float, generator: torch.Generator | None = None) -> Tensor:
@@ -47,17 +58,25 @@ def coloured(white: Tensor, spread: float, generator: torch.Generator | None = N
 def high_differences(y: Tensor, axes: tuple[int, ...], order: int, measured: Tensor | None = None) -> Tensor:
     """Median absolute deviation of differences so high that smooth structure drops out, scaled for white noise.
 
-    :param measured: where y holds values, in its shape; differences that take in others are left out, and the result is
-        NaN where fewer than 1500 are left.
+    :param measured: where y holds values, in its shape; the result is NaN where fewer than 1500 differences are left.
     """
-    norm = math.sqrt(math.comb(2 * order, order)) ** len(axes)  # of the binomial stencil
+    found = differences(y, axes, order, measured)
+    return deviation(found) if measured is None or len(found) >= 1500 else y.new_full((), torch.nan)
+
+
+def differences(y: Tensor, axes: tuple[int, ...], order: int, measured: Tensor | None = None) -> Tensor:
+    """All differences of an order along axes, as a vector; those of white noise have its standard deviation.
+
+    :param measured: where y holds values, in its shape; differences that take in others are left out.
+    """
     for axis in axes:
-        y = torch.diff(y, order, axis)
+        y = torch.diff(y, order, axis) / math.sqrt(math.comb(2 * order, order))  # the norm of the binomial stencil
         for _ in range(order if measured is not None else 0):
             n = measured.shape[axis] - 1
             measured = measured.narrow(axis, 0, n) & measured.narrow(axis, 1, n)
-    if measured is not None:
-        y = y[measured]
-        if len(y) < 1500:
-            return y.new_full((), torch.nan)
-    return y.abs().median() / (0.6745 * norm)
+    return y.flatten() if measured is None else y[measured]
+
+
+def deviation(values: Tensor) -> Tensor:
+    """Standard deviation of normal values around 0, from their median magnitude, which few outliers do not change."""
+    return values.abs().median() / 0.6745

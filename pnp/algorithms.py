@@ -11,7 +11,8 @@ call the step size.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from numbers import Integral
 
 from pnp.baselines import ConjugateGradients, Direct, TotalVariation, Wavelets
 from pnp.descent import GradientStep
@@ -82,7 +83,11 @@ def find(algorithm, iterations: int | None):
     elif not hasattr(algorithm, "step") or not hasattr(algorithm, "schedule"):
         raise TypeError(f"algorithm: expected a name or an algorithm, got {type(algorithm).__name__}")
     if iterations is not None:
-        if iterations < 1:
-            raise ValueError(f"iterations: expected at least 1, got {iterations}")
-        algorithm = replace(algorithm, iterations=iterations)
+        if not isinstance(iterations, Integral) or iterations < 1:
+            raise ValueError(f"iterations: expected a whole number of at least 1, got {iterations!r}")
+        if not is_dataclass(algorithm):
+            raise TypeError(f"iterations: expected an algorithm that is a dataclass, got {type(algorithm).__name__}")
+        algorithm = replace(algorithm, iterations=int(iterations))
+        if algorithm.iterations != iterations:
+            raise ValueError(f"iterations: expected {algorithm.iterations}, as many as sigma and rho, got {iterations}")
     return algorithm

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from pnp.problem import DivergenceError
 
 
 def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 300, tolerance: float = 1e-5) -> Tensor:
@@ -17,6 +21,7 @@ def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 3
     :param x: start.
     :param iterations: most iterations, forward and backward.
     :param tolerance: relative change at which they stop.
+    :raises DivergenceError: where the iteration leaves all bounds, forward or backward; one that has not settled warns.
     """
     with torch.no_grad():
         x = _iterate(step, x, iterations, tolerance)
@@ -38,6 +43,14 @@ def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, iterations: int = 3
 def _iterate(step, x, iterations, tolerance):
     for _ in range(iterations):
         before, x = x, step(x)
-        if (x - before).norm() <= tolerance * x.norm():
-            break
+        moved, size = (x - before).norm().item(), x.norm().item()
+        if not math.isfinite(moved + size):
+            raise DivergenceError("the fixed-point iteration for implicit gradients diverged: is a step a contraction?")
+        if moved <= tolerance * size:
+            return x
+    warnings.warn(
+        f"gradients: the fixed point is not reached after {iterations} iterations, the last of which changed it by "
+        f"{moved / size:.1g}; the gradients are that much off",
+        stacklevel=2,
+    )
     return x

@@ -42,9 +42,9 @@ class Measured:
         return self._squared(self.y)
 
     @property
-    def count(self) -> float:
-        """Number of measurements of each item; those that are exactly 0, like unsampled k-space, do not count."""
-        return sum(torch.count_nonzero(part).item() for part in _parts(self.y)) / len(self.adjoint_y)
+    def count(self) -> Tensor:
+        """Number of measurements of each item, (B, 1, ...); those that are 0, like unsampled k-space, do not count."""
+        return self._each(sum((part != 0).flatten(1).sum(1) for part in _parts(self.y))).clamp_min(1)
 
     def misfit(self, x: Tensor) -> Tensor:
         """|A x - y|^2 of each item, (B, 1, ...)."""
@@ -97,8 +97,10 @@ class Measured:
             raise ValueError("op: its A_adjoint_A is not the product of its A_adjoint and A (see operators.check)")
 
     def _squared(self, y) -> Tensor:
-        total = sum(dot(part, part).flatten() for part in _parts(y))
-        return total.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
+        return self._each(sum(dot(part, part).flatten() for part in _parts(y)))
+
+    def _each(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
 
 
 def _parts(y: Tensor | TensorList) -> list[Tensor]:

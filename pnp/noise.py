@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoisers.noise import high_differences
+from denoisers.noise import estimate_noise, high_differences
 from operators import MRI, FanBeamCT, LowDose, NonCartesianMRI, ParallelBeamCT
 
 
@@ -42,7 +42,8 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     along both directions. All of them see a little signal, too, and overestimate faint noise.
 
     :param image: any images of the operator's domain.
-    :return: an estimate for each item of the batch, (B,), or None for measurements of another kind.
+    :return: an estimate for each item of the batch, (B,), NaN where too little was measured, or None for measurements
+        of another kind.
     """
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         dimensions = image.ndim - 2
@@ -56,10 +57,10 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
         return torch.stack([high_differences(item, axes=(-1,), order=6) for item in y])
     if isinstance(op, deepinv.physics.Tomography):
         return torch.stack([high_differences(item, axes=(-2,), order=6) for item in y])
-    if isinstance(y, Tensor) and y.ndim == image.ndim == 4 and y.shape[1] == image.shape[1]:
+    if isinstance(y, Tensor) and y.ndim == image.ndim >= 4 and y.shape[1] == image.shape[1]:
         shrunk = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
         if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8:
-            return torch.stack([_image(item) for item in y])
+            return estimate_noise(y)
     return None
 
 
@@ -73,7 +74,7 @@ def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 /
     power = y.square().sum(0)
     sampled = sampled.expand_as(power) & (power > 0)  # scanners fill what they did not measure with zeros
     if not sampled.any():
-        raise ValueError("y: expected samples other than 0, got only zeros")
+        return y.new_zeros(())
     radii = radius.expand_as(power)[sampled]
     outer = radii >= torch.quantile(_thinned(radii), 1 - share)
     return (power[sampled][outer].median() / (2 * math.log(2))).sqrt()
@@ -92,24 +93,16 @@ def _readouts(y: Tensor, trajectory: Tensor) -> Tensor:
     return torch.fmin(outermost, high_differences(y, (-1,), 6, (regular & outer).expand_as(y) & (y != 0)))
 
 
-def _image(y: Tensor) -> Tensor:
-    """From the highest differences for which enough pixels were measured; those that are exactly 0 were not."""
-    if torch.count_nonzero(y) > 0.9 * y.numel():
-        return high_differences(y, (-2, -1), 4)
-    for order in (4, 2, 1):
-        found = torch.stack([high_differences(y, (axis,), order, y != 0) for axis in (-2, -1)])
-        if not found.isnan().all():
-            return found.nanmean()
-    return y.square().mean().sqrt()
-
-
 def _thinned(values: Tensor, most: int = 1_000_000) -> Tensor:
     """A part of the values that torch.quantile can take."""
     return values[:: max(len(values) // most, 1)]
 
 
 def _checked(noise, y: Tensor) -> float | Tensor:
-    value = torch.as_tensor(noise, dtype=torch.float32)
+    try:
+        value = torch.as_tensor(noise, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"noise: expected a number or a tensor, got {noise!r}") from None
     if not torch.isfinite(value).all() or (value < 0).any():
         raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
     if value.numel() == 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 
 import deepinv
 import torch
+from deepinv.models import TVDenoiser
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
@@ -21,6 +23,18 @@ from pnp.spectrum import lanczos
 LEAST_NOISE = 5e-4
 
 
+class DivergenceError(RuntimeError):
+    """The iteration left all bounds.
+
+    :param message: what happened and what may help.
+    :param history: the history up to there, as in :class:`pnp.solver.Solution`.
+    """
+
+    def __init__(self, message: str, history: dict[str, list[float]] | None = None):
+        super().__init__(message)
+        self.history = history or {}
+
+
 class Problem:
     """A linear inverse problem, normalised.
 
@@ -32,7 +46,7 @@ class Problem:
     :param y: its measurements.
     :param denoiser: callable ``denoiser(x, sigma)``, or None for algorithms without one.
     :param noise: see :func:`pnp.solve`.
-    :param seed: seed of the probe that measures the operator's norm.
+    :param seed: seed of all that is random, also in the denoiser where it has a generator.
     :raises TypeError, ValueError: for input that does not fit, see also :class:`pnp.measured.Measured`.
     """
 
@@ -50,6 +64,9 @@ class Problem:
         with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
             self._normalise(op, y, told, seed)
         if denoiser is not None:
+            for part in denoiser.modules() if isinstance(denoiser, torch.nn.Module) else ():
+                if isinstance(getattr(part, "generator", None), torch.Generator):
+                    part.generator.manual_seed(seed or 0)
             self._denoiser = self._adapted(denoiser)
 
     def _normalise(self, op: LinearPhysics, y, told: float | Tensor | None, seed: int | None) -> None:
@@ -64,7 +81,7 @@ class Problem:
         self.scale = torch.ones_like(self.norm)
         first = self.tikhonov(0.05)
         self.scale, self.offset, self.phase = _image_range(first)
-        self.first = first / self.scale
+        self.first = self.smoothest() if self._leaves_holes() else first / self.scale
 
         noise = _per_item(self._estimated_noise(op, y), b) if told is None else told
         self.measured_noise = noise
@@ -117,9 +134,14 @@ class Problem:
             axes = [axis for axis in range(3) if min(n for k, n in enumerate(u.shape[2:]) if k != axis) >= 16] or [0]
             self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],)
         self.calls["denoiser"] += 1
-        u = self._denoiser(u, sigma)
+        d = self._denoiser(u, sigma)
+        if not torch.isfinite(d).all() and torch.isfinite(u).all():
+            raise DivergenceError(
+                f"the denoiser returned values that are not finite, for an image within [{u.min():.3g}, {u.max():.3g}] "
+                f"times the range and sigma {sigma.max():.3g}."
+            )
         self.seconds["denoiser"] += time.perf_counter() - began
-        return u
+        return d
 
     def white(self) -> Tensor:
         """A fresh image of white noise with standard deviation 1."""
@@ -158,6 +180,14 @@ class Problem:
         zero = torch.zeros_like(self.measured.adjoint_y)
         return self.data_step(zero, torch.full_like(self.norm, rho), iterations, tolerance)
 
+    def smoothest(self, weight: float = 0.05, iterations: int = 30) -> Tensor:
+        """argmin |A u - y|^2 + weight |grad u|^2, which fills what A leaves out from around it."""
+
+        def normal(u: Tensor) -> Tensor:
+            return self.normal(u) + weight * TVDenoiser.nabla_adjoint(TVDenoiser.nabla(u))
+
+        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations)
+
     def data_term(self, u: Tensor) -> Tensor:
         """|A u - y|^2 / 2, (B, 1, ...)."""
         began = time.perf_counter()
@@ -172,6 +202,11 @@ class Problem:
         self.seconds["data"] += time.perf_counter() - began
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
+    def _leaves_holes(self) -> bool:
+        """Whether A'A turns a flat image into a rough one, like a mask of pixels: 2 to 4 there, else below 0.01."""
+        seen = self.normal(torch.ones_like(self.measured.adjoint_y))
+        return bool(TVDenoiser.nabla(seen).square().sum() > 0.5 * seen.square().sum())
+
     def _estimated_noise(self, op: LinearPhysics, y) -> Tensor:
         """Standard deviation of the noise in the measurements of each item, (B,).
 
@@ -180,19 +215,33 @@ class Problem:
         """
         direct = noise_levels.estimate(op, y, self.first)
         redundant = isinstance(op, deepinv.physics.MultiCoilMRI) or getattr(op, "maps", None) is not None
-        if direct is not None and not redundant:
+        if direct is not None and not redundant and not direct.isnan().any():
             return direct
         residual = self._noise_from_residual()
-        return residual if direct is None else torch.minimum(direct, residual)
+        if redundant:
+            return residual if direct is None else torch.minimum(direct, residual)
+        return residual if direct is None else torch.where(direct.isnan(), residual, direct)
 
     def _noise_from_residual(self, rho: float = 3e-3) -> Tensor:
-        """What no image explains, |A u_rho - y|^2 at a small rho, and the degrees of freedom that it has."""
+        """What no image explains, |A u_rho - y|^2 at a small rho, and the degrees of freedom that it has.
+
+        Where it has hardly any, a fiftieth of the measurements, nothing tells, and 1 % of the range is taken.
+        """
         slope = self.adjoint_y - self.normal(self.first) - rho * self.first
         u = self.first + conjugate_gradients(self.normal, slope, torch.full_like(self.norm, rho), 15)
         squared = self.measured.misfit(u * self.scale).flatten()
         left = (self.ritz_weights * (rho / (self.ritz_values.clamp_min(0) + rho)) ** 2).sum(1)
-        freedom = self.measured.count - self.first[0].numel() * (1 - left)
-        return (squared / freedom.clamp_min(1)).sqrt()
+        count = self.measured.count.flatten()
+        freedom = count - self.first[0].numel() * (1 - left)
+        tells = freedom > 0.02 * count
+        if not tells.all():
+            warnings.warn(
+                "noise: cannot be estimated from these measurements, and 1 % of the image's range is assumed; give it "
+                "with noise=...",
+                stacklevel=6,
+            )
+        assumed = (0.01 * self.norm.sqrt() * self.scale).flatten()
+        return torch.where(tells, (squared / freedom.clamp_min(1)).sqrt(), assumed)
 
     def _adapted(self, denoiser: Callable) -> Callable:
         """The denoiser, on images in units of their range.
@@ -219,9 +268,7 @@ def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         low, high = _percentile(image, 0.001), _percentile(image, 0.999)
         offset = torch.where(low < -0.1 * high.abs(), low, 0.0)
         scale, phase = high - offset, None
-    if not (scale > 0).all():
-        raise ValueError("y: expected measurements of an image, but a first reconstruction of them is 0")
-    return scale, offset, phase
+    return torch.where(scale > 0, scale, 1.0), offset, phase  # an item without signal stays 0
 
 
 def _low_pass(image: Tensor, width: float = 0.04) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pnp import algorithms
 from pnp.implicit import fixed_point
-from pnp.problem import Problem
+from pnp.problem import DivergenceError, Problem
 
 # an iteration that moves the image by less than this share of the noise is the last one
 NO_LONGER_PAYS = 1e-3
@@ -55,9 +55,10 @@ class Solution:
         noise = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels.min().item(), levels.max().item())))
         state = "converged" if self.converged else "not converged"
         calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
+        residual = self.history["residual"][-1] if self.history["residual"] else math.nan
         return (
             f"Solution(x {tuple(self.x.shape)} by {type(self.algorithm).__name__}: {state} after {self.iterations} "
-            f"iterations, noise {noise}, {calls}, {self.seconds:.2f} s)"
+            f"iterations, noise {noise}, residual {residual:.2f} x noise, {calls}, {self.seconds:.2f} s)"
         )
 
     def plot(self) -> Figure:
@@ -77,18 +78,6 @@ class Solution:
         right.set_xlabel("iteration")
         right.legend()
         return figure
-
-
-class DivergenceError(RuntimeError):
-    """The iteration left all bounds.
-
-    :param message: what happened and what may help.
-    :param history: the history up to there, as in :class:`Solution`.
-    """
-
-    def __init__(self, message: str, history: dict[str, list[float]]):
-        super().__init__(message)
-        self.history = history
 
 
 def solve(
@@ -171,14 +160,17 @@ def iterate(
     best = (math.inf, state[0])
     for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0].detach()
-        state = algorithm.step(problem, state, *parameters)
-        x = state[0].detach()
-        moved = (x - before).square().mean().sqrt().item()
-        if lost := _lost(x, k):
+        try:
+            state = algorithm.step(problem, state, *parameters)
+            x, lost = state[0].detach(), _lost(state[0], k)
+        except DivergenceError as error:
+            lost = f"diverged in iteration {k + 1}: {error}"
+        if lost:
             if on_divergence == "raise":
                 raise DivergenceError(lost, history)
             warnings.warn(f"{lost} The image that fitted the data best is returned.", stacklevel=3)
             return (best[1],), history, math.inf
+        moved = (x - before).square().mean().sqrt().item()
         history["residual"].append(problem.misfit(x).mean().item())
         best = min(best, (history["residual"][-1], state[0]), key=lambda entry: entry[0])
         for name, value in zip(("sigma", "rho"), parameters):

@@ -83,7 +83,10 @@ def test_admm(case):
 
 def test_douglas_rachford(case):
     peer = deepinvs(optim.DRS, *case, [1 / rho for rho in RHOS])
-    assert relative(ours(DouglasRachford(reflection=1.0, sigma=SIGMAS, rho=RHOS, **CG), *case), peer) < 1e-3
+    assert (
+        relative(ours(DouglasRachford(reflection=1.0, relaxation=1.0, sigma=SIGMAS, rho=RHOS, **CG), *case), peer)
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize(("mine", "kind"), [(PGD, optim.PGD), (FISTA, optim.FISTA)])
@@ -124,7 +127,9 @@ def test_regularisation_by_denoising(case):
 
 def test_douglas_rachford_without_reflection_is_half_quadratic_splitting(multicoil):
     op, y, _ = multicoil
-    reflected = pnp.solve(op, y, LocalWiener(), algorithm=DouglasRachford(6, reflection=0.0, cg_iterations=60))
+    reflected = pnp.solve(
+        op, y, LocalWiener(), algorithm=DouglasRachford(6, reflection=0.0, relaxation=1.0, cg_iterations=60)
+    )
     problem = Problem(op, y, None)
     sigma = [s * problem.scale.item() for s in reflected.history["sigma"]]
     rho = [r * problem.norm.item() for r in reflected.history["rho"]]

@@ -9,6 +9,7 @@ import operators
 import pnp
 from operators import masks
 from pnp.algorithms import ADMM, HQS, PGD, RED, DouglasRachford
+from pnp.implicit import fixed_point
 
 SHAPE = (16, 12)
 SCHEDULE = {"sigma": [0.2, 0.1, 0.05], "rho": [0.3, 0.4, 0.5]}
@@ -99,3 +100,10 @@ def test_a_bundled_network_learns_through_the_solver(multicoil):
         for p in network.parameters():
             p -= 0.02 * before.detach() / norm * p.grad
     assert loss() < before
+
+
+def test_a_fixed_point_that_is_not_reached_is_told():
+    with pytest.raises(pnp.DivergenceError, match="fixed-point"):
+        fixed_point(lambda x: 10 * x + 1, torch.ones(3))
+    with pytest.warns(UserWarning, match="not reached"):
+        fixed_point(lambda x: 0.999 * x + 1, torch.zeros(3), iterations=20)

@@ -24,7 +24,7 @@ def test_samples_differ_where_nothing_was_measured(name, brain, medical):
     y = op.A(brain + 0.02 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0)))
     samples = pnp.sample(op, y, medical, n=6, steps=12, algorithm=name, noise=0.02)
     assert samples.x.shape == (6, 1, 1, 96, 80)
-    assert samples.std[0, mask == 0].mean() > 2 * samples.std[0, mask == 1].mean()
+    assert samples.std[0, mask == 0].mean() > 1.5 * samples.std[0, mask == 1].mean()
     assert quality.psnr(samples.mean, brain) > quality.psnr(y, brain) + 8
     assert samples.calls["denoiser"] == (24 if name is None else 12)  # all samples at once
 
@@ -63,7 +63,7 @@ def test_bad_input(multicoil, medical):
     op, y, _ = multicoil
     with pytest.raises(ValueError, match="n: expected at least 1, got 0"):
         pnp.sample(op, y, medical, n=0)
-    with pytest.raises(ValueError, match="iterations: expected at least 1"):
+    with pytest.raises(ValueError, match="iterations: expected a whole"):
         pnp.sample(op, y, medical, steps=0)
     with pytest.raises(TypeError, match="denoiser: expected a callable"):
         pnp.sample(op, y, None)

@@ -10,6 +10,7 @@ import torch
 from conftest import LocalWiener
 from deepinv.physics.functional.blur import gaussian_blur
 
+import denoisers
 import operators
 import pnp
 from operators import coils, masks
@@ -214,12 +215,61 @@ def test_divergence_is_an_error(multicoil):
     with pytest.raises(pnp.DivergenceError, match="diverged in iteration") as caught:
         pnp.solve(op, y, lambda x, sigma: 40 * x)
     assert len(caught.value.history["sigma"]) >= 1
-    with pytest.raises(pnp.DivergenceError, match="not finite"):
-        pnp.solve(op, y, lambda x, sigma: x * torch.nan)
+
+
+@pytest.mark.parametrize("algorithm", ["drs", "hqs", "red", "diffpir", "dds", "daps", "fire"])
+def test_values_that_are_not_finite_are_the_denoisers(multicoil, algorithm):
+    op, y, _ = multicoil
+    with pytest.raises(pnp.DivergenceError, match="the denoiser returned values that are not finite"):
+        pnp.solve(op, y, lambda x, sigma: x * torch.nan, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_few_pixels(share, brain, medical):
+    """Where nine pixels of ten are missing, what fits and is smooth is not far, and the denoiser improves on it."""
+    mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < share).float()
+    op = deepinv.physics.Inpainting((1, 96, 80), mask=mask)
+    y = op.A(brain + 0.02 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0)))
+    smooth = Problem(op, y, None)
+    solution = pnp.solve(op, y, medical)
+    assert quality.psnr(smooth.first * smooth.scale, brain) > quality.psnr(y, brain) + 6
+    assert quality.psnr(solution.x, brain) > quality.psnr(smooth.first * smooth.scale, brain) + 0.5
+    assert 0.8 * 0.02 < solution.noise < 2 * 0.02
+
+
+def test_noise_that_nothing_tells(brain, medical):
+    op = deepinv.physics.CompressedSensing(m=500, img_size=(1, 96, 80))
+    with pytest.warns(UserWarning, match="noise: cannot be estimated"):
+        pnp.solve(op, op.A(brain), medical, iterations=2)
+
+
+def test_an_item_without_signal_stays_empty(multicoil, medical):
+    op, y, _ = multicoil
+    both, alone = (pnp.solve(op, batch, medical).x for batch in (torch.cat([y, 0 * y]), y))
+    assert relative(both[:1], alone) < 1e-4
+    assert both[1].abs().max() < 1e-3
+
+
+def test_items_with_masks_of_their_own(brain):
+    """The number of samples counts for each item, not for the batch."""
+    mask = torch.ones(2, 1, 96, 80)
+    mask[1, :, ::2] = 0
+    op = deepinv.physics.Inpainting((1, 96, 80), mask=mask)
+    y = op.A(brain.repeat(2, 1, 1, 1) + 0.05 * torch.randn(2, 1, 96, 80, generator=torch.Generator().manual_seed(0)))
+    assert Problem(op, y, None, noise=0.05).measured.count.flatten().tolist() == [96 * 80, 48 * 80]
+
+
+def test_seeds_reach_the_denoiser(multicoil, medical):
+    op, y, _ = multicoil
+    prior = denoisers.Equivariant(medical)
+    first, again, other = (pnp.solve(op, y, prior, iterations=4, seed=seed).x for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_bad_input(multicoil, medical):
     op, y, truth = multicoil
+    explicit = pnp.algorithms.HQS(sigma=[0.1, 0.05], rho=[0.1, 0.1])
     broken = y.clone()
     broken[0, 0, 0, 0, 0] = torch.nan
     cases = [
@@ -238,7 +288,10 @@ def test_bad_input(multicoil, medical):
         (ValueError, "noise: expected", lambda: pnp.solve(op, y, medical, noise=torch.ones(3))),
         (ValueError, "algorithm: expected one of", lambda: pnp.solve(op, y, medical, algorithm="magic")),
         (TypeError, "algorithm: expected a name", lambda: pnp.solve(op, y, medical, algorithm=3)),
-        (ValueError, "iterations: expected at least 1", lambda: pnp.solve(op, y, medical, iterations=0)),
+        (ValueError, "iterations: expected a whole", lambda: pnp.solve(op, y, medical, iterations=0)),
+        (ValueError, "iterations: expected a whole", lambda: pnp.solve(op, y, medical, iterations=2.5)),
+        (ValueError, "iterations: expected 2", lambda: pnp.solve(op, y, medical, algorithm=explicit, iterations=5)),
+        (TypeError, "noise: expected a number", lambda: pnp.solve(op, y, medical, noise="a")),
         (ValueError, "start: expected the image's shape", lambda: pnp.solve(op, y, medical, start=truth[..., :-1])),
     ]
     for error, message, call in cases:
