@@ -27,8 +27,8 @@ def adapt(
     for [0, 1] works on any range.
 
     :param denoiser: callable ``denoiser(x, sigma)`` on images (B, C, H, W).
-    :param scale: length of the range that is mapped to 1, a number or (B, 1, 1, 1).
-    :param offset: value that is mapped to 0, a number or (B, 1, 1, 1).
+    :param scale: length of the range that is mapped to 1, a positive number or one for each image, (B, 1, ...).
+    :param offset: value that is mapped to 0, a number or one for each image, (B, 1, ...).
     :param phase: for complex images (B, 2, H, W): unit complex numbers (B, H, W), usually a smooth estimate of the
         image's phase. It is taken off before and put on again after, so that the real part looks like a magnitude and
         the imaginary part is nearly noise; noise stays what it was.
@@ -38,7 +38,8 @@ def adapt(
     :param batch: most images or slices that the denoiser is given at a time.
     :param tile: side in pixels of the tiles that larger images are denoised in; None for whole images.
     :param overlap: share of a tile that overlaps the next one; results are blended by Gaussian weights (MONAI).
-    :raises ValueError: for axes, a batch, a tile or an overlap out of range.
+    :raises ValueError: for a scale, axes, a batch, a tile or an overlap out of range.
+    :raises TypeError: when called with complex images; view them as two channels.
     """
     return Adapted(denoiser, scale, offset, phase, channels, axes, batch, tile, overlap)
 
@@ -59,6 +60,8 @@ class Adapted(Denoiser):
         overlap=0.25,
     ):
         super().__init__()
+        if not (torch.as_tensor(scale) > 0).all() or not torch.isfinite(torch.as_tensor(scale)).all():
+            raise ValueError(f"scale: expected positive finite values, got {scale}")
         if not axes or not set(axes) <= {0, 1, 2}:
             raise ValueError(f"axes: expected some of 0, 1 and 2, got {axes}")
         if batch < 1 or (tile is not None and tile < 1) or not 0 <= overlap < 1:
@@ -67,6 +70,7 @@ class Adapted(Denoiser):
             )
         self.denoiser, self.scale, self.offset, self.phase, self.channels = denoiser, scale, offset, phase, channels
         self.axes, self.batch, self.tile, self.overlap = axes, batch, tile, overlap
+        self._accepted: dict[int, bool] = {}  # numbers of channels
         self.dtype = next((p.dtype for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
@@ -75,7 +79,8 @@ class Adapted(Denoiser):
             out = self._batches(self._tiles, images, levels)
         else:
             out = sum(self._slices(images, levels, axis) for axis in self.axes) / len(self.axes)
-        out = out.reshape(x.shape).to(x.dtype) * self.scale + self.offset
+        out = out.reshape(x.shape).to(x.dtype if x.is_floating_point() else out.dtype)
+        out = out * _each(self.scale, x) + _each(self.offset, x)
         return out if self.phase is None else _rotate(out, self.phase)
 
     def potential(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -94,15 +99,22 @@ class Adapted(Denoiser):
 
     def _inside(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """Images and levels as the denoiser is to see them."""
+        if x.is_complex():
+            raise TypeError(f"x: expected real images, complex ones as two channels, got {x.dtype}")
+        x = x if x.is_floating_point() else x.float()
         if self.phase is not None:
             x = _rotate(x, self.phase.conj())
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
         level = (level / torch.as_tensor(self.scale, device=x.device).reshape(-1)).expand(len(x))
-        x = (x - self.offset) / self.scale
-        if self.channels is None:
-            self.channels = x.shape[1] > 1 and not accepts(self.denoiser, x.shape[1], x.device, self.dtype or x.dtype)
-        images = x.flatten(0, 1)[:, None] if self.channels else x
-        return images.to(self.dtype or x.dtype), level.repeat_interleave(x.shape[1]) if self.channels else level
+        x = (x - _each(self.offset, x)) / _each(self.scale, x)
+        single = self.channels
+        if single is None:
+            count = x.shape[1]
+            if count not in self._accepted:
+                self._accepted[count] = count == 1 or accepts(self.denoiser, count, x.device, self.dtype or x.dtype)
+            single = not self._accepted[count]
+        images = x.flatten(0, 1)[:, None] if single else x
+        return images.to(self.dtype or x.dtype), level.repeat_interleave(x.shape[1]) if single else level
 
     def _slices(self, volumes: Tensor, levels: Tensor, axis: int) -> Tensor:
         """Volumes (B, C, D, H, W), slice by slice."""
@@ -147,6 +159,13 @@ def accepts(denoiser: Callable, channels: int, device=None, dtype=torch.float32)
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
         return False
     return isinstance(out, Tensor) and out.shape == probe.shape
+
+
+def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number, or one for each image (B, ...), broadcastable to images x."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _rotate(x: Tensor, phase: Tensor) -> Tensor:

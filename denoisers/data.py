@@ -19,10 +19,13 @@ HOUNSFIELD_WINDOWS = {"full": (-1000, 1000), "soft tissue": (-160, 240), "lung":
 def read_images(path: str | Path) -> list[np.ndarray]:
     """Read every image of a file or folder as float32 arrays: (H, W) slices or (D, H, W) volumes, in the file's units.
 
-    :param path: ``.npy``, ``.npz`` (every numeric array in it, boolean masks left out), NIfTI, DICOM, PNG, JPEG or
-        TIFF, or a folder of those (searched through its subfolders).
+    Colours are averaged.
+
+    :param path: ``.npy``, ``.npz`` (every numeric array of images in it; boolean arrays and those named like labels,
+        masks or segmentations are left out), NIfTI, DICOM (with or without a suffix), PNG, JPEG or TIFF, or a folder of
+        those (searched through its subfolders).
     :raises FileNotFoundError: where there is nothing at ``path``.
-    :raises ValueError: for a file of another kind.
+    :raises ValueError: for a file of another kind, or an array that is not one of images.
     """
     path = Path(path)
     if path.is_dir():
@@ -32,25 +35,34 @@ def read_images(path: str | Path) -> list[np.ndarray]:
         return images
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist")
-    if path.suffix == ".npy":
-        return _split(np.load(path))
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return _split(np.load(path), path)
+    if suffix == ".npz":
         with np.load(path) as arrays:
-            return [image for key in arrays.files if arrays[key].dtype.kind in "iuf" for image in _split(arrays[key])]
-    if path.name.endswith((".nii", ".nii.gz")):
+            keys = [key for key in arrays.files if not any(word in key.lower() for word in ("label", "mask", "seg"))]
+            found = [arrays[key] for key in keys]
+        return [
+            image for array in found if array.dtype.kind in "iuf" and array.ndim > 1 for image in _split(array, path)
+        ]
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         import nibabel
 
-        return [np.squeeze(nibabel.load(path).get_fdata(dtype=np.float32))]
-    if path.suffix == ".dcm":
+        array = np.squeeze(nibabel.load(path).get_fdata(dtype=np.float32))
+        return [array] if array.ndim < 4 else list(np.moveaxis(array.reshape(*array.shape[:3], -1), -1, 0))
+    if suffix in _PICTURES:
+        from PIL import Image, ImageSequence
+
+        with Image.open(path) as pages:
+            # the modes of 16 and 32 bits are grey, and would be cut off by a conversion to 8
+            grey = [page if page.mode[0] in "IF" else page.convert("L") for page in ImageSequence.Iterator(pages)]
+            return [np.array(page, np.float32) for page in grey]
+    if _is_dicom(path):
         import pydicom
 
         dataset = pydicom.dcmread(path)
         slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-        return _split(dataset.pixel_array.astype(np.float32) * slope + intercept)
-    if path.suffix.lower() in _PICTURES:
-        from PIL import Image
-
-        return [np.asarray(Image.open(path).convert("L"), np.float32)]
+        return _split(dataset.pixel_array.astype(np.float32) * slope + intercept, path)
     raise ValueError(f"path: expected npy, npz, NIfTI, DICOM or a picture, got {path.name}")
 
 
@@ -58,19 +70,25 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 def _readable(file: Path) -> bool:
-    known = {".npy", ".npz", ".dcm", ".nii"} | _PICTURES
-    return file.is_file() and (file.suffix.lower() in known or file.name.endswith(".nii.gz"))
+    known = {".npy", ".npz"} | _PICTURES
+    name = file.name.lower()
+    return file.is_file() and (file.suffix.lower() in known or name.endswith((".nii", ".nii.gz")) or _is_dicom(file))
 
 
-def _split(array: np.ndarray) -> list[np.ndarray]:
-    """The images in an array: a plain image or volume is one, a stack (N, H, W) is N."""
-    if array.ndim == 2:
-        return [np.asarray(array, np.float32)]
-    if array.ndim == 3:
-        return [np.asarray(image, np.float32) for image in array]
-    if array.ndim == 4 and array.shape[-1] == 3:
-        return [np.asarray(image, np.float32).mean(-1) for image in array]
-    return []
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _split(array: np.ndarray, path: Path) -> list[np.ndarray]:
+    """The images in an array: a plain image is one, a stack (N, H, W) is N; the last axis may be one of colours."""
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    elif array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4) and min(array.shape[-3:-1]) > 4:
+        array = array[..., :3].mean(-1)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"path: expected images (H, W), (N, H, W) or with colours in {path}, got {array.shape}")
+    return [np.asarray(image, np.float32) for image in (array if array.ndim == 3 else array[None])]
 
 
 @dataclass
@@ -102,6 +120,12 @@ class Source:
     def __post_init__(self):
         if not self.images:
             raise ValueError("images: expected at least one image, got none")
+        for number, image in enumerate(self.images):
+            if image.ndim not in (2, 3) or 0 in image.shape or not np.isfinite(image).all():
+                raise ValueError(
+                    f"images: expected slices (H, W) or volumes (D, H, W) of finite values, number {number} has shape "
+                    f"{image.shape} and {np.count_nonzero(~np.isfinite(image))} values that are not finite"
+                )
         if self.complex and self.noisy:
             raise ValueError("complex, noisy: expected one of the two, since random phases make noise uneven")
         if not self.hounsfield:
@@ -115,7 +139,8 @@ class Source:
         self.noise = [0.0] * len(self.images)
         lone_volume = len(self.images) == 1 and self.images[0].ndim == 3
         images = self.images[0] if lone_volume else self.images
-        kept = max(round(self.validation * len(images)), 1) if self.validation and len(images) > 1 else 0
+        kept = max(round(self.validation * len(images)), self.validation > 0)
+        kept = kept if len(images) > 1 or self.validation == 1 else 0
         kept, self.held_out = images[: len(images) - kept], list(images[len(images) - kept :])
         self.images = [kept] if lone_volume else kept
 
@@ -150,7 +175,9 @@ class Source:
         index = rng.integers(len(self.images))
         image = self.images[index]
         if image.ndim == 3:
-            axis = rng.integers(3)
+            # thin slabs are cut along their short axis only
+            axes = [axis for axis in range(3) if min(np.delete(image.shape, axis)) >= size // 2]
+            axis = rng.choice(axes or [int(np.argmin(image.shape))])
             # the outer slices of a volume rarely show anything
             depth = image.shape[axis]
             image = np.moveaxis(image, axis, 0)[rng.integers(depth // 10, depth - depth // 10)]
@@ -175,8 +202,11 @@ class Source:
 
 def _noise(image: np.ndarray) -> float:
     """Standard deviation of the noise of an image, or of a volume's slices."""
-    slices = torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:])
-    return float(estimate_noise(slices).median())
+    if image.ndim == 3:
+        image = np.moveaxis(image, int(np.argmin(image.shape)), 0)
+    found = estimate_noise(torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:]))
+    found = found[found > 0]  # empty slices tell nothing
+    return float(found.median()) if len(found) else 0.0
 
 
 def _scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -234,7 +264,10 @@ def parse_source(text: str) -> tuple[str, Source]:
         raise ValueError(f"source: expected name=path[,path...][:weight][:hu][:complex][:noisy], got {text!r}")
     paths, *options = rest.split(":")
     images = [image for path in paths.split(",") for image in read_images(path)]
-    numbers = [float(option) for option in options if option not in ("hu", "complex", "noisy")]
+    try:
+        numbers = [float(option) for option in options if option not in ("hu", "complex", "noisy")]
+    except ValueError:
+        raise ValueError(f"source: expected a weight, hu, complex or noisy after the colons, got {text!r}") from None
     source = Source(images, numbers[0] if numbers else 1.0, *(flag in options for flag in ("hu", "complex", "noisy")))
     if not source.hounsfield and min(image.min() for image in source.images) < -10:
         warnings.warn(f"source {name}: negative values; if these are Hounsfield units, append ':hu'", stacklevel=2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import deepinv
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from denoisers import weights as files
@@ -57,26 +59,56 @@ def save(network: nn.Module, path: str | Path, card: dict | None = None) -> Path
     return files.write(network, path, network.settings, card)
 
 
-DEEPINV = {
-    "drunet": ("DRUNet", {"in_channels": 1, "out_channels": 1}),
-    "dncnn": ("DnCNN", {"in_channels": 1, "out_channels": 1}),
-    "gsdrunet": ("GSDRUNet", {"in_channels": 1, "out_channels": 1}),
-    "scunet": ("SCUNet", {"in_nc": 1}),
-    "swinir": ("SwinIR", {"in_chans": 1}),
-    "restormer": ("Restormer", {"in_channels": 1, "out_channels": 1}),
-    "ffdnet": ("FFDNet", {"in_channels": 1, "out_channels": 1}),
+class _FFDNet(deepinv.models.FFDNet):
+    """For images of odd sizes, too, and for weights that predict the noise as well as for those of the image."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        with torch.no_grad():  # on a flat image, the noise is what remains large
+            noise = 0.1 * torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+            self.residual_denoising = bool(self(0.5 + noise, 0.1).std() > 0.05)
+
+    def forward(self, x, sigma, **kwargs):
+        height, width = x.shape[-2:]
+        even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+        return super().forward(even, sigma, **kwargs)[..., :height, :width]
+
+
+class _SCUNet(deepinv.models.SCUNet):
+    """For grey images, with the weights for colour ones, which are the only ones."""
+
+    def forward(self, x, sigma=None, **kwargs):
+        colours = super().forward(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x, sigma, **kwargs)
+        return colours.mean(1, keepdim=True) if x.shape[1] == 1 else colours
+
+
+GREY = {"in_channels": 1, "out_channels": 1}
+DEEPINV = {  # class, settings, and what its pretrained weights are called
+    "drunet": (deepinv.models.DRUNet, GREY, "download"),
+    "dncnn": (deepinv.models.DnCNN, GREY, "download"),
+    "gsdrunet": (deepinv.models.GSDRUNet, GREY, "download"),
+    "scunet": (_SCUNet, {}, "download"),
+    "swinir": (deepinv.models.SwinIR, {"in_chans": 1}, "download"),
+    "restormer": (deepinv.models.Restormer, GREY, "denoising_gray"),
+    "ffdnet": (_FFDNet, {"img_channels": 1}, "download"),
 }
 
 
 def _load_deepinv(name: str, weights: str | Path | None, device) -> deepinv.models.Denoiser:
     if name not in DEEPINV:
         raise ValueError(f"name: expected one of {', '.join('deepinv/' + n for n in DEEPINV)}, got 'deepinv/{name}'")
-    network, settings = DEEPINV[name]
-    if weights is not None and not Path(weights).exists():
+    network, settings, pretrained = DEEPINV[name]
+    if weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"weights: {weights} does not exist")
     try:
-        loaded = getattr(deepinv.models, network)(pretrained=str(weights or "download"), **settings)
-    except OSError as error:  # every failure of the network is one, urllib's and the hub's
+        loaded = network(pretrained=pretrained if weights is None else str(weights), **settings)
+    except Exception as error:  # torch, pickle and the networks raise whatever they like for a file that is not theirs
+        if weights is not None:
+            raise ValueError(
+                f"weights: expected a state dict of deepinv's {name} in {weights}, which cannot be read ({error})"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
         raise ConnectionError(
             f"deepinv/{name}: its weights could not be downloaded ({error}). Without a connection, give a local "
             f"copy with weights=..., or use a bundled denoiser: denoisers.load('medical')"

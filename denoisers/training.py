@@ -89,9 +89,19 @@ def train(
     :param card: what the model card tells besides steps, CPU-hours, data and scores (recipe, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights.
-    :raises ValueError: where the batch cannot be shared out evenly.
+    :raises ValueError: where the batch cannot be shared out evenly, a count is below 1, or ``out`` holds a run with
+        other arguments.
+    :raises TypeError: for a network without ``settings``, with which :func:`denoisers.load` could not build it again.
     :raises FloatingPointError: when the loss is no longer finite.
     """
+    for name, value in (("steps", steps), ("batch", batch), ("patch", patch), ("validate_every", validate_every)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if network is not None and not hasattr(network, "settings"):
+        raise TypeError(
+            "network: expected one of this package, or one whose keyword arguments are in network.settings, got "
+            f"{type(network).__name__}"
+        )
     rank, count = processes.join()
     if batch % count:
         raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
@@ -107,11 +117,23 @@ def train(
     balance = Balance(len(sources), device)
     noise = torch.Generator(device).manual_seed(seed + rank)
     run = {"step": 0, "cpu_seconds": 0.0, "gpu_seconds": 0.0}
+    arguments = {
+        "network": f"{type(network).__name__} {network.settings}", "sources": ", ".join(sources), "steps": steps,
+        "batch": batch, "patch": patch, "sigma_max": sigma_max, "learning_rate": learning_rate, "warmup": warmup,
+        "restarts": restarts, "squared_share": squared_share, "average": average, "coloured_share": coloured_share,
+        "nonexpansive": nonexpansive, "seed": seed,
+    }  # fmt: skip
 
     checkpoint = out / "checkpoint.pt"
     parts = {"network": network, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
+        before = saved.get("arguments", arguments)
+        other = [
+            f"{name} {before[name]}, now {arguments[name]}" for name in arguments if before[name] != arguments[name]
+        ]
+        if other:
+            raise ValueError(f"out: {out} holds a run with other arguments ({'; '.join(other)}); give another folder")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         run = saved["run"]
@@ -120,7 +142,11 @@ def train(
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"run": run, "processes": processes.collect((balance.mean, noise.get_state()))}
+        states |= {
+            "run": run,
+            "arguments": arguments,
+            "processes": processes.collect((balance.mean, noise.get_state())),
+        }
         if rank == 0:
             files.checkpoint(checkpoint, states)
             save(averaged.module, out / "weights.safetensors", _card(network, sources, run, seed, card))
@@ -246,12 +272,18 @@ def _log(path: Path, run: dict, table: dict, write: bool) -> None:
 
 
 def _card(network: nn.Module, sources: dict[str, Source], run: dict, seed: int, extra: dict | None) -> dict:
-    before = getattr(network, "card", {})  # of bundled weights that the training went on from
-    return {
-        "steps": before.get("steps", 0) + run["step"],
-        "cpu_hours": round(before.get("cpu_hours", 0) + run["cpu_seconds"] / 3600, 2),
-        "gpu_hours": round(before.get("gpu_hours", 0) + run["gpu_seconds"] / 3600, 2),
-        "seed": seed,
-        "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
-        "validation_psnr": run.get("validation_psnr", {}),
-    } | (extra or {})
+    before = getattr(network, "card", {})  # of weights that the training went on from
+    kept = {key: before[key] for key in ("recipe", "licence") if key in before}
+    return (
+        kept
+        | ({"from": before["name"]} if before else {})
+        | {
+            "steps": before.get("steps", 0) + run["step"],
+            "cpu_hours": round(before.get("cpu_hours", 0) + run["cpu_seconds"] / 3600, 2),
+            "gpu_hours": round(before.get("gpu_hours", 0) + run["gpu_seconds"] / 3600, 2),
+            "seed": seed,
+            "data": {name: {"weight": s.weight, "images": len(s.images)} for name, s in sources.items()},
+            "validation_psnr": run.get("validation_psnr", {}),
+        }
+        | (extra or {})
+    )

@@ -120,6 +120,11 @@ def test_noise_level_of_an_image_is_found(brain, sigma):
     assert (found > 0.95 * levels).all()
     assert (found < 1.05 * levels + 1.5 / 255).all()
     assert denoisers.estimate_noise(1000 * noise[:1]).item() == pytest.approx(1000, rel=0.03)
+    outside = brain + 0.1 * noise[:1]
+    outside[..., :30] = 0
+    assert denoisers.estimate_noise(outside).item() == pytest.approx(0.1, rel=0.1)
+    whole = (255 * (brain + levels.view(-1, 1, 1, 1) * noise)).clamp(0, 255)
+    assert torch.allclose(denoisers.estimate_noise(whole.byte()), denoisers.estimate_noise(whole), rtol=0.2, atol=1)
     with pytest.raises(ValueError, match="x: expected real images"):
         denoisers.estimate_noise(noise[0])
 
@@ -144,6 +149,36 @@ def test_adapter_blends_tiles(brain, medical):
         tiled = denoisers.adapt(medical, tile=tile)(noisy, 0.1)
         assert (tiled - whole).norm() < 0.01 * whole.norm()
     assert torch.equal(denoisers.adapt(medical, tile=1000)(noisy, 0.1), whole)
+
+
+def test_adapter_takes_one_range_for_each_volume(medical):
+    volume = torch.rand(2, 1, 5, 20, 24)
+    scale, offset = torch.tensor([1.0, 50.0]).view(2, 1, 1, 1), torch.tensor([0.0, -7.0]).view(2, 1, 1, 1)
+    adapted = denoisers.adapt(medical, scale=scale, offset=offset, axes=(0,))
+    unit = denoisers.adapt(medical, axes=(0,))(volume, 0.1)
+    wide = adapted(scale[..., None] * volume + offset[..., None], 0.1 * scale.flatten())
+    assert torch.allclose((wide - offset[..., None]) / scale[..., None], unit, atol=1e-2)
+
+
+def test_adapter_sees_each_image_anew(medical):
+    """What it found out about one image's channels does not hold for the next."""
+    adapted = denoisers.adapt(medical)
+    assert adapted(torch.rand(1, 1, 16, 16), 0.1).shape == (1, 1, 16, 16)
+    assert adapted(torch.rand(1, 2, 16, 16), 0.1).shape == (1, 2, 16, 16)
+    assert adapted((255 * torch.rand(1, 1, 16, 16)).byte(), 10.0).is_floating_point()
+    with pytest.raises(TypeError, match="x: expected real images"):
+        adapted(torch.rand(1, 1, 16, 16) + 0j, 0.1)
+    with pytest.raises(ValueError, match="scale: expected positive"):
+        denoisers.adapt(medical, scale=0.0)
+
+
+def test_ffdnet_takes_odd_sizes(reference):
+    """deepinv's network with the published weights, whose golden output is at hand."""
+    ffdnet = denoisers.load("deepinv/ffdnet", weights=reference / "denoisers" / "ffdnet_gray.pth")
+    noisy = 0.5 + 0.1 * torch.randn(1, 1, 37, 53, generator=torch.Generator().manual_seed(0))
+    assert (ffdnet(noisy, 0.1) - 0.5).std() < 0.03
+    with pytest.raises(ValueError, match="weights: expected a state dict of deepinv's drunet"):
+        denoisers.load("deepinv/drunet", weights=reference / "denoisers" / "ffdnet_gray.pth")
 
 
 @pytest.mark.parametrize("wrong", [{"axes": ()}, {"axes": (3,)}, {"batch": 0}, {"tile": 0}, {"overlap": 1.0}])

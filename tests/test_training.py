@@ -6,10 +6,15 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
 import torch
+from PIL import Image
 
 import denoisers
 from denoisers.convergent import expansion
@@ -58,6 +63,8 @@ def test_training_learns_and_resumes_to_the_same_weights(tmp_path):
     assert card["steps"] == 12
     assert set(card["data"]) == {"flat", "ct"}
     assert len((tmp_path / "parts" / "log.csv").read_text().splitlines()) == 3
+    with pytest.raises(ValueError, match=r"out: .* other arguments \(steps 12, now 20\)"):
+        denoisers.train(sources(), tmp_path / "parts", network=small(), **options | {"steps": 20})
     loaded = denoisers.load(tmp_path / "parts" / "weights.safetensors")
     x = torch.rand(1, 1, 16, 16)
     with torch.no_grad():
@@ -213,6 +220,86 @@ def test_reading_images(tmp_path):
         parse_source("nonsense")
     with pytest.raises(ValueError, match="sources: expected at least one"):
         Patches({})
+
+
+def test_reading_formats_of_the_field(tmp_path):
+    """Whatever the file, its own values: no more than the precision of the format is lost."""
+    image = np.random.default_rng(0).integers(0, 4000, (24, 20)).astype(np.uint16)
+    Image.fromarray(image).save(tmp_path / "sixteen.png")
+    Image.fromarray(image.astype(np.float32) - 1000).save(tmp_path / "float.tif")
+    colours = np.stack([image // 16] * 3, -1).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    volume = np.random.default_rng(1).random((6, 7, 8, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume[..., 0], np.eye(4)), tmp_path / "volume.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "series.nii")
+    assert np.array_equal(read_images(tmp_path / "sixteen.png")[0], image)
+    assert np.array_equal(read_images(tmp_path / "float.tif")[0], image.astype(np.float32) - 1000)
+    assert np.abs(read_images(tmp_path / "colours.png")[0] - image // 16).max() <= 1
+    assert np.array_equal(read_images(tmp_path / "volume.nii.gz")[0], volume[..., 0])
+    assert [v.shape for v in read_images(tmp_path / "series.nii")] == [(6, 7, 8)] * 3
+    slices = pydicom.data.get_testdata_file("CT_small.dcm")
+    dataset = pydicom.dcmread(slices)
+    hounsfield = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    for name in ("CT.DCM", "IM000001"):
+        (tmp_path / name).write_bytes(Path(slices).read_bytes())
+        assert np.array_equal(read_images(tmp_path / name)[0], hounsfield)
+    assert len(read_images(tmp_path)) == 9
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((20, 24), 1), ((5, 20, 24), 5), ((5, 1, 20, 24), 5), ((5, 20, 24, 1), 5), ((5, 20, 24, 3), 5), ((20, 24, 3), 1)],
+)
+def test_reading_arrays(tmp_path, shape, count):
+    np.save(tmp_path / "a.npy", np.ones(shape))
+    assert [image.shape for image in read_images(tmp_path / "a.npy")] == [(20, 24)] * count
+    np.savez(tmp_path / "b.npz", images=np.ones(shape), labels=np.ones(shape, int), ages=np.arange(5))
+    assert len(read_images(tmp_path / "b.npz")) == count
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3, 4, 5, 6)))
+    with pytest.raises(ValueError, match="path: expected images"):
+        read_images(tmp_path / "a.npy")
+    broken = np.ones((20, 24))
+    broken[3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"images: expected .* 1 values that are not finite"):
+        Source([broken])
+    np.save(tmp_path / "b.npy", np.ones((20, 24)))
+    with pytest.raises(ValueError, match="source: expected a weight, hu"):
+        parse_source(f"mine={tmp_path / 'b.npy'}:huu")
+    with pytest.raises(ValueError, match="steps: expected at least 1"):
+        denoisers.train(sources(), tmp_path / "out", steps=0)
+    with pytest.raises(TypeError, match="network: expected"):
+        denoisers.train(sources(), tmp_path / "out", network=torch.nn.Conv2d(1, 1, 1))
+
+
+def test_thin_slabs_are_cut_along_their_short_axis():
+    slab = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
+    patches = Patches({"slab": Source([slab], noisy=True)}, size=32, batch=8)
+    assert patches.sources[0].noise[0] > 0.1
+    assert patches[0][0].std((1, 2, 3)).min() > 0.1
+
+
+def test_command_line(tmp_path):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((4, 40, 40)))
+
+    def card(out, *options):
+        command = [
+            sys.executable,
+            "-m",
+            "denoisers.train",
+            f"mine={tmp_path / 'images.npy'}:1",
+            "--out",
+            tmp_path / out,
+        ]
+        subprocess.run([*command, "--steps", "2", "--batch", "2", "--patch", "32", *options], check=True)
+        return denoisers.load(tmp_path / out / "weights.safetensors").card
+
+    assert card("new", "--widths", "4", "8")["steps"] == 2
+    tuned, medical = card("tuned", "--from", "medical"), denoisers.load("medical").card
+    assert (tuned["from"], tuned["licence"]) == ("medical", medical["licence"])
+    assert tuned["steps"] == medical["steps"] + 2
 
 
 def test_patches_keep_their_range():
