@@ -106,7 +106,8 @@ def solve(
         with its own settings, for instance ``pnp.algorithms.HQS(weight=0.5)``.
     :param noise: standard deviation of the noise in y: a number, or a tensor broadcastable to y for noise of another
         strength in each measurement. None for the operator's noise model (Gaussian, or
-        ``operators.LowDose``); where it has none, it is estimated.
+        ``operators.LowDose``); where it has none, it is estimated. Noise that coils have in common is whitened before,
+        with ``operators.coils.whiten`` on k-space and maps; :func:`pnp.io.load` does it.
     :param iterations: number of iterations, default the algorithm's.
     :param start: image to start from, default a regularised least-squares solution.
     :param seed: seed of all that is random; the same seed gives the same image.

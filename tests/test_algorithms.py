@@ -54,12 +54,13 @@ def case(request, brain, multicoil):
     return op, y, op.A_adjoint(y)
 
 
-def deepinvs(kind, op, y, start, steps, *, prior=None, dual=None, **settings):
+def deepinvs(kind, op, y, start, steps, *, prior=None, dual=None, g_first=False, **settings):
     """deepinv's result from the same start, with step sizes 1/rho."""
     solver = kind(
         data_fidelity=optim.L2(),
         prior=prior or optim.PnP(LocalWiener()),
         max_iter=len(steps),
+        g_first=g_first,
         params_algo={"stepsize": steps, "g_param": SIGMAS, "lambda": 1.0, "beta": 1.0, "a": 3} | settings,
         custom_init=lambda y, physics: (start, start if dual is None else dual),
     )
@@ -83,10 +84,8 @@ def test_admm(case):
 
 def test_douglas_rachford(case):
     peer = deepinvs(optim.DRS, *case, [1 / rho for rho in RHOS])
-    assert (
-        relative(ours(DouglasRachford(reflection=1.0, relaxation=1.0, sigma=SIGMAS, rho=RHOS, **CG), *case), peer)
-        < 1e-3
-    )
+    algorithm = DouglasRachford(reflection=1.0, relaxation=1.0, sigma=SIGMAS, rho=RHOS, **CG)
+    assert relative(ours(algorithm, *case), peer) < 1e-3
 
 
 @pytest.mark.parametrize(("mine", "kind"), [(PGD, optim.PGD), (FISTA, optim.FISTA)])
@@ -168,6 +167,20 @@ def test_gradient_step_finds_the_minimiser(proximal, multicoil):
     problem = Problem(op, y, None)
     expected = problem.tikhonov(weight, 200, 1e-6) * problem.scale
     assert relative(solution.x, expected) < (2e-3 if proximal else 1e-2)
+
+
+def test_gradient_step_is_proximal_descent(brain):
+    """Where every step is accepted at its first size, it is deepinv's proximal descent on the same objective."""
+    op = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=(1.5, 1.5)))
+    op.max_iter, op.tol = 200, 1e-7
+    y, denoiser = op(brain), denoisers.load("gradient-step")
+    problem = Problem(op, y, denoiser, 0.01)
+    level, rho = (problem.noise * problem.scale).item(), 0.23 * problem.norm.item()
+    settings = {"lambda": rho, "g_param": level}
+    prior = optim.RED(denoisers.adapt(denoiser, scale=problem.scale, offset=problem.offset))
+    peer = deepinvs(optim.PGD, op, y, op.A_adjoint(y), [1 / rho] * 4, prior=prior, g_first=True, **settings)
+    mine = GradientStep(4, start=0, cg_iterations=100)
+    assert relative(pnp.solve(op, y, denoiser, algorithm=mine, start=op.A_adjoint(y), noise=0.01).x, peer) < 1e-3
 
 
 def test_gradient_step_needs_a_potential(multicoil, medical):
