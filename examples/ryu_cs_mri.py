@@ -51,7 +51,8 @@ def main():
     truth, noise, sampling = published(options.data, options.image) if options.data else bundled()
     medical = denoisers.load("medical")
     theirs, name = (dncnn(options.weights), "DnCNN-15") if options.weights else (medical, "medical")
-    published_admm = PnPADMM(reflection=1.0, sigma=[LEVEL] * ITERATIONS, rho=[1 / (2 * ALPHA)] * ITERATIONS)
+    constant = {"sigma": [LEVEL] * ITERATIONS, "rho": [1 / (2 * ALPHA)] * ITERATIONS}
+    published_admm = PnPADMM(reflection=1.0, relaxation=1.0, **constant)
     embed = deepinv.physics.LinearPhysics(A=lambda x, **_: as_complex(x), A_adjoint=lambda x, **_: x[:, :1])
 
     figure, axes = plt.subplots(3, 3, figsize=(4.5, 5.1), layout="constrained")
