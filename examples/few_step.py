@@ -19,7 +19,7 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 - Reflection: the denoiser sees v + r (v - z), and z moves to D + r (z - v), with r < 1. This is Douglas and Rachford's
   splitting for r = 1, half-quadratic splitting for r = 0. The reflection carries over what the last data step changed,
   which is what halves the number of calls.
-- Over-relaxation: z goes half as far again, which spares a third of the calls where much is left open.
+- Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls.
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
   smoothest image that fits. Fewer than six calls start at a lower level.
 

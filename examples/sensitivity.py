@@ -94,7 +94,7 @@ def landing(op, y, name):
     if name == "hqs":
         return algorithm.weight, algorithm.last
     problem = pnp.problem.Problem(op, y, None)
-    sigma, rho, reflection = (torch.stack(values).flatten() for values in zip(*algorithm.schedule(problem)))
+    sigma, rho, reflection, _ = (torch.stack(values).flatten() for values in zip(*algorithm.schedule(problem)))
     weight = rho * (sigma / problem.noise.item()) ** 2
     return weight.log().mean().exp().item(), reflection.mean().item()
 

@@ -158,9 +158,11 @@ class DouglasRachford(Splitting):
     A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
     whose eigenvalues are 0 or near 1, r falls from 1 to 0.5; where the mean eigenvalue is far below 0.1, as in
     tomography and deconvolution, it is 0.6. lambda is at most 1, and at least 0.23 for the former, 0.17 for the latter.
+    Both are there to fill in what is left open. Where A hardly leaves a direction open, as in mild deconvolution, the
+    factor falls from 1.5 to 1, and the 0.6 to 0.3.
 
     :param reflection: r, from 0 to 1; None for the rule.
-    :param relaxation: factor of the step, from 0 to 2; 1 for none.
+    :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
     :param first: first denoiser level, in units of the image's range; the last is the noise level. Fewer than six
         iterations start lower.
     :param weights: range of lambda; None for the rule.
@@ -170,19 +172,24 @@ class DouglasRachford(Splitting):
     cg_iterations: int = 15
     cg_tolerance: float = 1e-3
     reflection: float | None = None
-    relaxation: float = 1.5
+    relaxation: float | None = None
     first: float = 0.294
     weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
         last = problem.noise.clamp_max(self.first)
-        mean = (problem.ritz_weights * problem.ritz_values).sum(1).reshape(last.shape)
-        strong = (mean / 0.1).clamp(0, 1)
+        theta = problem.ritz_values.clamp_min(0)
+        mean = (problem.ritz_weights * theta).sum(1).reshape(last.shape)
+        left_open = (problem.ritz_weights * (1e-3 / (theta + 1e-3)) ** 2).sum(1).reshape(last.shape)
+        strong, fill = (mean / 0.1).clamp(0, 1), (left_open / 0.3).clamp(0, 1)
+        relaxation = 1 + 0.5 * fill if self.relaxation is None else self.relaxation
         low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
         for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
             sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
-            r = 0.6 + strong * (0.4 - 0.5 * t) if self.reflection is None else torch.full_like(mean, self.reflection)
-            yield sigma, self._weight(problem, sigma, r, low, high), r
+            r = torch.lerp(0.3 + 0.3 * fill, 1 - 0.5 * t * torch.ones_like(fill), strong)
+            if self.reflection is not None:
+                r = torch.full_like(mean, self.reflection)
+            yield sigma, self._weight(problem, sigma, r, low, high), r, relaxation
 
     def _weight(self, problem: Problem, sigma: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
         ratio = (problem.noise / sigma) ** 2
@@ -194,15 +201,14 @@ class DouglasRachford(Splitting):
             weight = 0.5 * weight + 0.5 * ((1 + r) ** 2 * passed).clamp_min(low).clamp_max(high)
         return weight * ratio
 
-    def step(
-        self, problem: Problem, state: State, sigma: Tensor, rho: Tensor, r: Tensor | float | None = None
-    ) -> State:
+    def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor, r=None, relaxation=None) -> State:
         z = state[-1]
         if r is None:  # with an explicit schedule
             r = 0.6 if self.reflection is None else self.reflection
+            relaxation = 1.5 if self.relaxation is None else self.relaxation
         v = self.data_step(problem, z, rho)
         d = problem.denoise(v + r * (v - z), sigma)
-        return d, z + self.relaxation * (d + r * (z - v) - z)
+        return d, z + relaxation * (d + r * (z - v) - z)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir,daps] [--dps]
 
-Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled; the noise level is not given.
-Mean PSNR in dB of point estimates and of single samples, with each method's own constants; then with those of its
-``SETTINGS`` that suit an image best, picked with the truth. ``--dps`` adds DPS with 1000 calls,
-and deepinv's with its own settings, the operator scaled to norm 1.
+Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
+images; the noise level is not given. Mean PSNR in dB of point estimates and of single samples, with each method's own
+constants; then with those of its ``SETTINGS`` that suit an image best, picked with the truth. ``--dps`` adds DPS with
+1000 calls, and deepinv's with its own settings, the operator scaled to norm 1.
 """
 
 import argparse
@@ -81,15 +81,17 @@ def case(name, options):
         op, truth, y, _ = SOLVERS["case"](name, options)
         return op, y, lambda x: SOLVERS["scores"](x, truth)
     full = torch.from_numpy(np.load(options.data / "kspace8ch" / "full.npy"))
-    mask = operators.masks.cartesian(full.shape[1:], 4, calibration=24, seed=0)
-    maps = operators.coils.espirit(full * mask)
-    reference, head = KSPACE["combine"](full, operators.coils.espirit(full)), KSPACE["head_mask"](full)
-    op = operators.MRI(mask, maps)
+    shape, seeds = full.shape[1:], range(options.images)
+    mask = torch.stack([operators.masks.cartesian(shape, 4, calibration=24, seed=seed) for seed in seeds])[:, None]
+    y = full * mask
+    maps = torch.stack([operators.coils.espirit(k) for k in y])
+    references, head = [KSPACE["combine"](full, m) for m in maps], KSPACE["head_mask"](full)
 
     def score(x):
-        return torch.tensor([KSPACE["scores"](to_complex(x)[0].abs().numpy(), reference, head)[0]])
+        images = to_complex(x).abs().numpy()
+        return torch.tensor([KSPACE["scores"](image, own, head)[0] for image, own in zip(images, references)])
 
-    return op, from_complex((full * mask)[None]), score
+    return operators.MRI(mask, maps), from_complex(y), score
 
 
 def scores(method, op, y, denoiser, score, count, **settings):
