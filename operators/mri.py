@@ -86,7 +86,8 @@ class MRI(Operator):
 
         return inverse
 
-    def _sampled(self, y: Tensor) -> Tensor:
+    def sampled(self, y: Tensor) -> Tensor:
+        """Measurements with zeros where the mask has some."""
         mask = self.mask if self.maps is None else self.mask[:, :, None]
         return y * (mask != 0).to(y.device)
 

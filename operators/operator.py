@@ -38,10 +38,10 @@ class Operator(LinearPhysics):
 
     def noise(self, x: Tensor, **kwargs) -> Tensor:
         """Apply the noise model to what is measured."""
-        return self._sampled(super().noise(x, **kwargs))
+        return self.sampled(super().noise(x, **kwargs))
 
-    def _sampled(self, y: Tensor) -> Tensor:
-        """Zeros where nothing is measured."""
+    def sampled(self, y: Tensor) -> Tensor:
+        """Measurements with zeros where nothing is measured."""
         return y
 
     def _tables(self, like: Tensor) -> SimpleNamespace:
@@ -96,8 +96,8 @@ class Scaled(Operator):
     def update_parameters(self, **kwargs) -> None:
         self.op.update_parameters(**kwargs)
 
-    def _sampled(self, y: Tensor) -> Tensor:
-        return self.op._sampled(y)
+    def sampled(self, y: Tensor) -> Tensor:
+        return self.op.sampled(y)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -127,9 +127,9 @@ class Composed(Operator, ComposedLinearPhysics):
             x = part.A_adjoint(x, **kwargs)
         return x
 
-    def _sampled(self, y: Tensor) -> Tensor:
+    def sampled(self, y: Tensor) -> Tensor:
         last = self.physics_list[-1]
-        return last._sampled(y) if isinstance(last, Operator) else y
+        return last.sampled(y) if isinstance(last, Operator) else y
 
 
 def stack(*operators: LinearPhysics) -> Stacked:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
+import deepinv
 import torch
 from deepinv.physics import LinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
 
+from operators.operator import Operator
 from pnp.data_step import dot
 
 
@@ -35,6 +38,7 @@ class Measured:
             raise ValueError("op: its adjoint of y holds NaN or infinity")
         with torch.no_grad():
             self._check_adjoint()
+        self.y = self._where_sampled(self.y)
 
     @property
     def energy(self) -> Tensor:
@@ -95,6 +99,21 @@ class Measured:
             raise ValueError("op: its A_adjoint is not the adjoint of its A (see operators.check)")
         if not (energy - (v * self.normal(v)).sum()).abs() <= tolerance * energy:
             raise ValueError("op: its A_adjoint_A is not the product of its A_adjoint and A (see operators.check)")
+
+    def _where_sampled(self, y):
+        """y with zeros where the operator's mask has some, which its adjoint does not see but the misfit would."""
+        op = self.op
+        if isinstance(op, Operator):
+            kept = op.sampled(y)
+        elif isinstance(op, (deepinv.physics.MRI, deepinv.physics.Inpainting)):
+            kept = y * (op.mask != 0)
+        elif isinstance(op, deepinv.physics.MultiCoilMRI):
+            kept = y * (op.mask[:, :, None] != 0)
+        else:
+            return y
+        if kept is not y and not torch.equal(kept, y):
+            warnings.warn("y: holds values where op's mask is 0, which are left out", stacklevel=5)
+        return kept
 
     def _squared(self, y) -> Tensor:
         return self._each(sum(dot(part, part).flatten() for part in _parts(y)))

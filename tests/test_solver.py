@@ -104,9 +104,22 @@ def test_stacked_operators(brain, medical):
     assert quality.psnr(solution.x, brain).item() > quality.psnr(y[0], brain).item() + 3
 
 
+@pytest.mark.parametrize("theirs", [False, True])
+def test_measurements_beyond_the_mask_are_named_and_left_out(theirs, multicoil, medical):
+    op, y, truth = multicoil
+    everywhere = y + (1 - op.mask[:, :, None]) * torch.randn_like(y)
+    if theirs:
+        op = deepinv.physics.MultiCoilMRI(op.mask, op.maps, img_size=truth.shape[1:])
+    wanted = pnp.solve(op, y, medical, noise=0.01, iterations=3)
+    with pytest.warns(UserWarning, match="y: holds values where op's mask is 0"):
+        solution = pnp.solve(op, everywhere, medical, noise=0.01, iterations=3)
+    assert relative(solution.x, wanted.x) < 1e-4
+    assert solution.history["residual"] == pytest.approx(wanted.history["residual"], rel=1e-3)
+
+
 def test_images_of_a_batch_do_not_influence_each_other(multicoil, medical):
     op, y, _ = multicoil
-    other = 20 * y.flip(-1)
+    other = 20 * y.flip(1)
     both = pnp.solve(op, torch.cat([y, other]), medical, noise=0.01, iterations=4).x
     assert relative(both[:1], pnp.solve(op, y, medical, noise=0.01, iterations=4).x) < 2e-3
     assert relative(both[1:], pnp.solve(op, other, medical, noise=0.01, iterations=4).x) < 2e-3
