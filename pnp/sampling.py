@@ -101,7 +101,7 @@ def _spread(problem: Problem) -> Tensor:
     """
     rho = (problem.noise / 0.2).square().flatten()[:, None]
     determined = (problem.ritz_weights * problem.ritz_values / (problem.ritz_values + rho)).sum(1)
-    return (2.6 - 2 * determined).clamp_min(1).view(-1, *[1] * (problem.first.ndim - 1))
+    return (2.55 - 2 * determined).clamp_min(1).view(-1, *[1] * (problem.first.ndim - 1))
 
 
 def _draw(problem: Problem, sampler, n: int, progress: bool) -> Tensor:

@@ -25,6 +25,7 @@ VARIANTS = {
         "half": False,
         "mixed": False,
         "separable": (False, False, True, True, True, True),
+        "merge": 3,
     },
     "light": {
         "widths": (16, 32, 64, 128, 192),
@@ -34,6 +35,7 @@ VARIANTS = {
         "half": True,
         "mixed": False,
         "separable": (False, False, False, True, True),
+        "merge": 3,
     },
 }
 
@@ -92,7 +94,7 @@ class ImplicitUKAN2(nn.Module):
         self.encoder = nn.ModuleList(level(*settings) for settings in levels)
         self.shrink = nn.ModuleList(conv(a, b, 2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
-        self.merge = nn.ModuleList(conv(2 * a, a) for a in widths[:-1])
+        self.merge = nn.ModuleList(conv(2 * a, a, size=layout["merge"]) for a in widths[:-1])
         self.decoder = nn.ModuleList(level(*settings) for settings in levels[:-1])
         self.head = Pointwise(widths[0], self.fold**2 * num_classes)
 

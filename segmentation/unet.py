@@ -71,10 +71,10 @@ def _double_conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(*conv(inputs, outputs, stride), *conv(outputs, outputs))
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 3 x 3 convolution, group normalisation and leaky ReLU."""
+def conv(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
+    """A convolution, group normalisation and leaky ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
         nn.GroupNorm(math.gcd(outputs, 4), outputs),
         nn.LeakyReLU(0.01),
     )
