@@ -1,11 +1,13 @@
 """What is lost by not tuning: pnp.solve beside an oracle that tunes the same algorithm with the truth, and DPIR.
 
-    python examples/benchmarks/solvers.py DATA [--algorithm hqs] [--only radial,ct-30] [--images 8] [--size 128]
+    python examples/benchmarks/solvers.py DATA [--algorithm hqs] [--only radial,ct-30] [--images 8] [--noise]
 
 For each operator, 8 real images of the fitting kind that training never saw. ``pnp.solve`` is given the operator, the
 measurements and the denoiser; the oracle picks, for each image, the best of 60 settings of the same algorithm with the
 same number of denoiser calls; deepinv's DPIR is given the true noise level and, where it needs it, the operator's norm.
-PSNR in dB, peak 1, of the magnitude of complex images.
+PSNR in dB, peak 1, of the magnitude of complex images. ``--noise`` shows instead how well noise levels from 0.005 to
+0.05 are found, in the units of ``OPERATORS``: the estimate in units of the truth, median of the images, lowest and
+highest.
 """
 
 import argparse
@@ -31,8 +33,10 @@ import pnp
 from denoisers.data import read_images
 from operators import coils, masks, trajectories
 from pnp.algorithms import DouglasRachford, find
+from pnp.problem import Problem
 
 COILS = 6
+NOISE_LEVELS = (0.005, 0.01, 0.02, 0.05)
 
 
 def main():
@@ -45,8 +49,11 @@ def main():
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--without-oracle", action="store_true")
+    parser.add_argument("--noise", action="store_true", help="noise levels instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.noise:
+        return noise_levels(options)
     denoiser = denoisers.load(options.denoiser)
     algorithm = find(options.algorithm, options.iterations)
     print("| operator | noise, estimated / true | pnp.solve | oracle | loss | DPIR, true noise |\n" + "|---" * 6 + "|")
@@ -64,9 +71,23 @@ def main():
     print(f"loss: mean {np.mean(losses):.2f}, worst {max(losses):.2f} dB")
 
 
-def case(name, options):
+def noise_levels(options):
+    print("| operator | " + " | ".join(map(str, NOISE_LEVELS)) + " |\n" + "|---" * (1 + len(NOISE_LEVELS)) + "|")
+    for name in options.only.split(",") if options.only else OPERATORS:
+        if isinstance(OPERATORS[name][2], operators.LowDose):
+            continue  # which tells
+        figures = []
+        for level in NOISE_LEVELS:
+            op, _, y, sigma = case(name, options, level)
+            found = torch.as_tensor(Problem(op, y, None).measured_noise).flatten() / sigma
+            figures.append(f"{found.median():.2f} ({found.min():.2f} to {found.max():.2f})")
+        print(f"| {name} | " + " | ".join(figures) + " |", flush=True)
+
+
+def case(name, options, noise=None):
     """Operator, images, measurements, and the standard deviation of their noise."""
-    kind, make, noise = OPERATORS[name]
+    kind, make, usual = OPERATORS[name]
+    noise = usual if noise is None else noise
     truth = images(kind, options)
     op = make((options.size, options.size))
     if kind == "mri":
