@@ -22,7 +22,7 @@ import denoisers
 import pnp
 import segmentation
 from pnp import demo, quality
-from pnp.joint import segment_samples, tasks
+from pnp.joint import error_propagation, segment_samples, tasks
 from pnp.joint.evaluation import measure
 from pnp.joint.uncertainty import calibrated
 from segmentation import metrics
@@ -98,31 +98,23 @@ def volumes(labels, count):
 
 
 def picture(cases, out):
-    """One slice, where its samples disagree, and all intervals."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", width_ratios=(1, 1, 1, 1.6))
-    segmented, samples, _, labels = cases[len(cases) // 2]
-    shares = segmented.probabilities[0]
-    entropy = -(shares * shares.clamp_min(1e-6).log()).sum(0)
-    wrong = (segmented.consensus != labels)[0]
-    for axis, image, title, colours in (
-        (axes[0], quality.magnitude(samples.mean)[0], "mean of 8 samples", "gray"),
-        (axes[1], entropy, "where their masks disagree", "magma"),
-        (axes[2], wrong, "where the mask is wrong", "gray"),
-    ):
-        axis.imshow(image.numpy(), cmap=colours)
-        axis.set_title(title)
-        axis.axis("off")
+    """How errors propagate in one slice, and all intervals."""
+    figure = plt.figure(figsize=(13, 6.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+    segmented, samples, truth, labels = cases[len(cases) // 4]
+    error_propagation(samples, segmented, truth, labels, axes=upper.subplots(1, 5))
+    axis = lower.subplots()
     names = segmented.classes[1:]
     for k, name in enumerate(names):
         true = np.array([volumes(labels, len(names))[k].item() for *_, labels in cases])
         low, high = (np.array([case[0].volume_interval()[end][0, k].item() for case in cases]) for end in (0, 1))
         middle = (low + high) / 2
-        axes[3].errorbar(true, middle, (high - low) / 2, fmt="o", markersize=3, label=name, capsize=2, elinewidth=0.8)
-    ends = [0, axes[3].get_xlim()[1]]
-    axes[3].plot(ends, ends, color="gray", linewidth=0.8)
-    axes[3].set_xlabel("true volume, pixels")
-    axes[3].set_ylabel("95 % interval")
-    axes[3].legend()
+        axis.errorbar(true, middle, (high - low) / 2, fmt="o", markersize=3, label=name, capsize=2, elinewidth=0.8)
+    ends = [0, axis.get_xlim()[1]]
+    axis.plot(ends, ends, color="gray", linewidth=0.8)
+    axis.set_xlabel("true volume, pixels")
+    axis.set_ylabel("95 % interval")
+    axis.legend()
     figure.savefig(out, dpi=90)
 
 

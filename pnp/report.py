@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from denoisers.weights import replace
+from pnp.quality import magnitude
 
 TISSUES = ListedColormap(["#00000000", "#3b7dd8", "#e0a526", "#f4efe0", "#b5485d", "#4fa36c", "#8d63b8", "#5bb7c4"])
 
@@ -48,8 +49,7 @@ def comparison(images: dict[str, Tensor], labels: dict[str, Tensor], truth: Tens
     images = {name: batch[item].numpy() for name, batch in images.items()}
     reference = next(iter(images.values()))
     peak = float(reference.max())
-    rows, columns = np.nonzero(reference > 0.02 * peak)
-    box = slice(max(rows.min() - 6, 0), rows.max() + 7), slice(max(columns.min() - 6, 0), columns.max() + 7)
+    box = _body(reference)
     figure = Figure(figsize=(3 * len(images), 11.2), layout="constrained")
     axes = figure.subplots(3, len(images))
     for column, (name, image) in zip(axes.T, images.items()):
@@ -67,6 +67,55 @@ def comparison(images: dict[str, Tensor], labels: dict[str, Tensor], truth: Tens
     for axis, text in zip(axes[:, 0], ("image", "error, 6.7 times brighter", f"{', '.join(classes[1:])}")):
         axis.set_ylabel(text, fontsize=12)
     return figure
+
+
+def error_propagation(samples, segmented, image: Tensor, labels: Tensor, item: int = 0, axes=None) -> Figure:
+    """How errors of a reconstruction become errors of its segmentation, in five pictures side by side.
+
+    The mean of the posterior samples, its error, the samples' standard deviation in the same colours, the segmentation
+    with the true outlines, and the pixels that it gets wrong on the reconstruction's error, which is there so many
+    times as large as in the rest of the body.
+
+    :param samples: what :func:`pnp.sample` returns, or images (n, B, C, H, W).
+    :param segmented: what :func:`pnp.joint.segment_samples` makes of them.
+    :param image: the true images (B, C, H, W).
+    :param labels: the true class numbers (B, H, W).
+    :param item: which image of the batch to show.
+    :param axes: five matplotlib axes to draw in; None for a new figure.
+    """
+    if axes is None:
+        axes = Figure(figsize=(15, 3.6), layout="constrained").subplots(1, 5)
+    drawn = getattr(samples, "x", samples)
+    truth, mean = magnitude(image)[item].cpu(), magnitude(drawn.mean(0))[item].cpu()
+    spread = torch.stack([magnitude(x)[item].cpu() for x in drawn]).std(0)
+    error, peak = (mean - truth).abs(), truth.max().item()
+    found, tissue = segmented.consensus[item].cpu(), labels[item].cpu()
+    wrong, body = found != tissue, truth > 0.05 * peak
+    ratio = error[wrong & body].mean() / error[~wrong & body].mean()
+    panels = (
+        ("mean of the samples", mean, {"cmap": "gray", "vmax": peak}),
+        ("its error", error, {"cmap": "magma", "vmax": 0.15 * peak}),
+        ("standard deviation", spread, {"cmap": "magma", "vmax": 0.15 * peak}),
+        ("mask, true outlines", mean, {"cmap": "gray", "vmax": peak}),
+        (f"wrong: error {ratio:.1f} x elsewhere", error, {"cmap": "gray", "vmax": 0.15 * peak}),
+    )
+    box = _body(truth.numpy())
+    found, tissue, wrong = (part.numpy()[box] for part in (found, tissue, wrong))
+    for axis, (title, picture, colours) in zip(axes, panels):
+        axis.imshow(picture.numpy()[box], vmin=0, **colours)
+        axis.set_title(title)
+        axis.axis("off")
+    axes[3].imshow(found, cmap=TISSUES, vmin=-0.5, vmax=7.5, interpolation="none", alpha=0.75)
+    for k in range(1, len(segmented.classes)):
+        axes[3].contour(tissue == k, [0.5], colors="black", linewidths=0.4)
+    axes[4].imshow(np.where(wrong, 1.0, np.nan), cmap=ListedColormap(["#e5484d"]), alpha=0.6, interpolation="none")
+    return axes[0].figure
+
+
+def _body(image: np.ndarray) -> tuple[slice, slice]:
+    """The part of an image that is not dark, and a margin."""
+    rows, columns = np.nonzero(image > 0.02 * image.max())
+    return slice(max(rows.min() - 6, 0), rows.max() + 7), slice(max(columns.min() - 6, 0), columns.max() + 7)
 
 
 def write_figure(figure: Figure, path: str | Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 import operators
 import pnp
 from operators import masks
-from pnp.joint import SegmentedSamples, Table, evaluate, finetune, segment_samples, through
+from pnp.joint import SegmentedSamples, Table, error_propagation, evaluate, finetune, segment_samples, through
 from pnp.joint.uncertainty import calibrated
 from segmentation import Segmenter, metrics
 
@@ -220,6 +220,17 @@ def test_segmented_samples(segmenter):
     assert "grey" in repr(found)
     with pytest.raises(ValueError, match="samples: expected at least two"):
         segment_samples(samples[:1], segmenter)
+
+
+def test_error_propagation_counts_the_error_where_the_mask_is_wrong(segmenter):
+    image, _ = phantom(0)
+    found = segment_samples(torch.stack([image, image]), segmenter)
+    truth = found.consensus.clone()
+    truth[:, 8:24, 8:24] = (truth[:, 8:24, 8:24] + 1) % len(segmenter.classes)
+    error = torch.zeros_like(image)
+    error[:, 0] = 0.1 + 0.2 * (truth != found.consensus)  # three times as large there
+    figure = error_propagation(torch.stack([image, image]) + error, found, image, truth)
+    assert "error 3.0 x elsewhere" in figure.axes[-1].get_title()
 
 
 def test_expected_dice_is_the_mean_dice_of_what_may_be_true():

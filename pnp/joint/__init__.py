@@ -6,5 +6,15 @@ from pnp.joint.finetuning import finetune
 from pnp.joint.regimes import through
 from pnp.joint.table import Table
 from pnp.joint.uncertainty import SegmentedSamples, segment_samples
+from pnp.report import error_propagation
 
-__all__ = ["SegmentedSamples", "Table", "evaluate", "finetune", "segment_samples", "tasks", "through"]
+__all__ = [
+    "SegmentedSamples",
+    "Table",
+    "error_propagation",
+    "evaluate",
+    "finetune",
+    "segment_samples",
+    "tasks",
+    "through",
+]
