@@ -51,7 +51,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", help="names of operators, with commas between")
-    parser.add_argument("--samplers", help="names of methods, with commas between")
+    parser.add_argument("--samplers", help="names of methods, with commas between, '' for none")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--without-oracle", action="store_true")
@@ -59,7 +59,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = denoisers.load("medical")
-    names = options.samplers.split(",") if options.samplers else list(SETTINGS)
+    names = list(SETTINGS) if options.samplers is None else [name for name in options.samplers.split(",") if name]
     print("| operator | method | " + " | ".join(map(str, CALLS)) + " |" + "".join(f" best of {k} |" for k in TUNED))
     print("|---" * (2 + len(CALLS) + len(TUNED)) + "|")
     for name in options.only.split(",") if options.only else OPERATORS:
