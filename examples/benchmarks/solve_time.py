@@ -1,14 +1,16 @@
-"""Where the time of one pnp.solve goes, and the time to the PSNR of deepinv's DPIR with the same denoiser.
+"""Where the time of one pnp.solve goes, that of posterior samples, and the time to the PSNR of deepinv's DPIR.
 
     python examples/benchmarks/solve_time.py [--rounds 5]
 
 The ICBM152 T1 template at 256 x 256 pixels: MRI with 8 coils, 4x undersampled, 1 % noise, and CT from 60 views, noise
 0.5 % of the largest projection. DPIR works on deepinv's own operators, scaled to norm 1, and is told the noise level;
-``pnp.solve`` finds it. One thread, process CPU time, minimum of the rounds, which alternate.
+``pnp.solve`` finds it. All have the same denoiser. One thread, process CPU time, minimum of the rounds, which
+alternate; memory is the process's peak so far.
 """
 
 import argparse
 import math
+import resource
 import sys
 import time
 from pathlib import Path
@@ -43,6 +45,11 @@ def main():
     rest = best.seconds - sum(best.split.values())
     for name, seconds in [*best.split.items(), ("rest", rest)]:
         print(f"{name:9s} {seconds:6.3f} s  {100 * seconds / best.seconds:5.1f} %")
+
+    for steps in (10, 20, 40):
+        drawn = min(seconds(lambda s=steps: pnp.sample(op, y, denoiser, n=8, steps=s)) for _ in range(3))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"8 samples of {steps} steps: {drawn:.1f} s, {peak:.0f} MB")
 
     peer = deepinv.physics.MultiCoilMRI(mask=op.mask, coil_maps=op.maps, img_size=(2, 256, 256))
     compare("MRI", op, y, peer, y, truth, 0.01, denoiser, options.rounds)
