@@ -16,7 +16,8 @@ from segmentation.unet import Pointwise, conv, fit_multiple
 VARIANTS = {
     # channels of each level, finest first; steps of the solver at each; which ones have layers of curves; whether one
     # curve serves all of an input's connections; whether the finest level works at half of the resolution; whether the
-    # force sees all channels of the velocity; which levels have separable convolutions
+    # force sees all channels of the velocity; which levels have separable convolutions; the size of the convolution
+    # that merges a skip connection
     "paper": {
         "widths": (6, 32, 64, 128, 160, 256),
         "steps": 1,
@@ -25,7 +26,7 @@ VARIANTS = {
         "half": False,
         "mixed": False,
         "separable": (False, False, True, True, True, True),
-        "merge": 3,
+        "merge": 1,
     },
     "light": {
         "widths": (16, 32, 64, 128, 192),
@@ -48,9 +49,9 @@ class ImplicitUKAN2(nn.Module):
     followed by a depthwise convolution.
 
     ``variant="paper"`` has the paper's five levels of 6 to 160 channels and a bottleneck of 256; what is faster here is
-    one step at each level, and separable convolutions from 1/4 of the resolution down. ``"light"`` starts at
-    half of the resolution by rearranging pixels into channels, which loses nothing, has one curve for each channel
-    instead of one for each connection.
+    one step at each level, separable convolutions from 1/4 of the resolution down, and 1 x 1 convolutions where the
+    skip connections join. ``"light"`` starts at half of the resolution by rearranging pixels into channels, which loses
+    nothing, and has one curve for each channel instead of one for each connection.
 
     :param num_classes: number of classes K, background included.
     :param in_channels: image channels C.
