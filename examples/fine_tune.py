@@ -7,7 +7,7 @@ Images are those of a folder, npz, NIfTI or DICOM file (--hu for CT in Hounsfiel
 fewer four in five; the rest (up to twenty, evenly spread) show what it brought: PSNR before and after, at several noise
 levels in 1/255 of the images' range. With --noisy, the training images get noise of 10/255 first and training sees
 nothing else of them; for images that are noisy already, use ``python -m denoisers.train mine=my_images/:noisy --from
-medical --steps 1200 --learning-rate 1e-3``. The result is ``runs/mine/weights.safetensors``, for ``denoisers.load``.
+medical --steps 2500 --learning-rate 1e-3``. The result is ``runs/mine/weights.safetensors``, for ``denoisers.load``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main():
     parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--from", dest="start", default="medical", help="bundled name or weights file")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--hu", action="store_true", help="CT in Hounsfield units")
     parser.add_argument("--noisy", action="store_true", help="train on images with noise of 10/255")
     options = parser.parse_args()
