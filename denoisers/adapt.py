@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from deepinv.models import Denoiser
@@ -126,7 +126,7 @@ class Adapted(Denoiser):
         return out.reshape(slices.shape).movedim(1, 2 + axis)
 
     def _batches(self, function: Callable, images: Tensor, levels: Tensor) -> Tensor:
-        most = self.batch or _suitable_batch(images)
+        most = self.batch or _suitable_batch(images.shape[-2:], images.device)
         parts = zip(images.split(most), levels.split(most))
         return torch.cat([function(*part) for part in parts])
 
@@ -136,7 +136,7 @@ class Adapted(Denoiser):
         from monai.inferers import sliding_window_inference
 
         size = [min(self.tile, n) for n in images.shape[-2:]]
-        most = self.batch or 16
+        most = self.batch or _suitable_batch(size, images.device)
         whole = [
             sliding_window_inference(
                 image, size, most, lambda tiles, level=level: self._checked(tiles, level.expand(len(tiles))),
@@ -156,9 +156,8 @@ class Adapted(Denoiser):
         return out
 
 
-def _suitable_batch(images: Tensor) -> int:
-    height, width = images.shape[-2:]
-    return max(CACHED_PIXELS // (height * width), 1) if images.device.type == "cpu" else 16
+def _suitable_batch(size: Sequence[int], device: torch.device) -> int:
+    return max(CACHED_PIXELS // (size[0] * size[1]), 1) if device.type == "cpu" else 16
 
 
 def accepts(denoiser: Callable, channels: int, device=None, dtype=torch.float32) -> bool:

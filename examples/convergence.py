@@ -4,9 +4,9 @@
 
 A T1 slice measured with 4 coils, 4x undersampled, 1 % noise; every algorithm keeps one denoiser level and one data
 weight. A curve ends where the solver stops because nothing moves any more; bfloat16 rounds to about 2e-4, below which
-"medical" cannot fall where it runs in it. Below, the objective of gradient-step
-descent, which decreases by construction, on MRI and on CT from 60 views. Local Lipschitz constants at the slice with
-noise are printed first: theorems ask for less than 1 of I - D, or at most 1 of 2 D - I.
+"medical" cannot fall where it runs in it. Below, the objective of gradient-step descent, which decreases by
+construction, on MRI and on CT from 60 views. Local Lipschitz constants at the slice with noise are printed first:
+theorems ask for less than 1 of I - D, or at most 1 of 2 D - I.
 """
 
 import argparse

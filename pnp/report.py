@@ -82,22 +82,29 @@ def error_propagation(samples, segmented, image: Tensor, labels: Tensor, item: i
     :param labels: the true class numbers (B, H, W).
     :param item: which image of the batch to show.
     :param axes: five matplotlib axes to draw in; None for a new figure.
+    :raises ValueError: for an image or labels of another shape than the samples.
     """
+    drawn = getattr(samples, "x", samples)
+    if image.shape != drawn.shape[1:]:
+        raise ValueError(f"image: expected the samples' shape {tuple(drawn.shape[1:])}, got {tuple(image.shape)}")
+    if labels.shape != segmented.labels.shape[1:]:
+        expected = tuple(segmented.labels.shape[1:])
+        raise ValueError(f"labels: expected the segmentations' shape {expected}, got {tuple(labels.shape)}")
     if axes is None:
         axes = Figure(figsize=(15, 3.6), layout="constrained").subplots(1, 5)
-    drawn = getattr(samples, "x", samples)
     truth, mean = magnitude(image)[item].cpu(), magnitude(drawn.mean(0))[item].cpu()
     spread = torch.stack([magnitude(x)[item].cpu() for x in drawn]).std(0)
     error, peak = (mean - truth).abs(), truth.max().item()
     found, tissue = segmented.consensus[item].cpu(), labels[item].cpu()
     wrong, body = found != tissue, truth > 0.05 * peak
     ratio = error[wrong & body].mean() / error[~wrong & body].mean()
+    where = f"wrong: error {ratio:.1f} x elsewhere" if wrong.any() else "nothing wrong"
     panels = (
         ("mean of the samples", mean, {"cmap": "gray", "vmax": peak}),
         ("its error", error, {"cmap": "magma", "vmax": 0.15 * peak}),
         ("standard deviation", spread, {"cmap": "magma", "vmax": 0.15 * peak}),
         ("mask, true outlines", mean, {"cmap": "gray", "vmax": peak}),
-        (f"wrong: error {ratio:.1f} x elsewhere", error, {"cmap": "gray", "vmax": 0.15 * peak}),
+        (where, error, {"cmap": "gray", "vmax": 0.15 * peak}),
     )
     box = _body(truth.numpy())
     found, tissue, wrong = (part.numpy()[box] for part in (found, tissue, wrong))

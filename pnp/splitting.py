@@ -186,9 +186,9 @@ class DouglasRachford(Splitting):
         low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
         for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
             sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
-            r = torch.lerp(0.3 + 0.3 * fill, 1 - 0.5 * t * torch.ones_like(fill), strong)
+            r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (1 - 0.5 * t)
             if self.reflection is not None:
-                r = torch.full_like(mean, self.reflection)
+                r = torch.full_like(r, self.reflection)
             yield sigma, self._weight(problem, sigma, r, low, high), r, relaxation
 
     def _weight(self, problem: Problem, sigma: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:

@@ -231,6 +231,10 @@ def test_error_propagation_counts_the_error_where_the_mask_is_wrong(segmenter):
     error[:, 0] = 0.1 + 0.2 * (truth != found.consensus)  # three times as large there
     figure = error_propagation(torch.stack([image, image]) + error, found, image, truth)
     assert "error 3.0 x elsewhere" in figure.axes[-1].get_title()
+    right = error_propagation(torch.stack([image, image]), found, image, found.consensus)
+    assert right.axes[-1].get_title() == "nothing wrong"
+    with pytest.raises(ValueError, match="labels: expected the segmentations' shape"):
+        error_propagation(torch.stack([image, image]), found, image, truth[:, 1:])
 
 
 def test_expected_dice_is_the_mean_dice_of_what_may_be_true():
