@@ -42,7 +42,7 @@ SETTINGS = {
     "daps": {"weight": (3.0, 10.0, 30.0), "last": (0.5, 1.0)},
     "fire": {"weight": (0.3, 1.0, 4.0), "last": (0.5, 1.0)},
     "pigdm": {"range": (0.5, 1.0), "renewal": (None, 0.3)},
-    "dps": {"guidance": (1.0, 3.0, 10.0)},
+    "dps": {"guidance": (0.1, 0.3, 1.0, 3.0)},
     "red-diff": {"weight": (0.02, 0.05, 0.25), "learning_rate": (0.05, 0.1)},
 }
 
