@@ -123,19 +123,20 @@ class DPS(DiffPIR):
 
     Made for a thousand levels. Parameters as in :class:`DiffPIR`.
 
-    :param guidance: length of the step along the gradient, zeta.
+    :param guidance: length of a step along the gradient, zeta; None for 300 over the number of levels, at most 3.
     """
 
     iterations: int = 1000
     renewal: float | None = None
-    guidance: float = 3.0
+    guidance: float | None = None
 
     def estimate(self, problem: Problem, z: Tensor, sigma: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         def pull(d):
             return problem.gradient(d) / (2 * problem.data_term(d)).sqrt()
 
         d, gradient = through_denoiser(problem, z, sigma, pull)
-        return d - self.guidance * gradient, d
+        guidance = min(300 / self.iterations, 3.0) if self.guidance is None else self.guidance
+        return d - guidance * gradient, d
 
 
 @dataclass(frozen=True)
