@@ -1,6 +1,7 @@
 """Quality against the number of denoiser calls: diffusion samplers and splittings, with constants and with an oracle.
 
-    python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir,daps] [--dps]
+    python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir,daps]
+        [--calls 10,100] [--dps]
 
 Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
 images; the noise level is not given. Mean PSNR in dB of point estimates and of single samples, with each method's own
@@ -31,7 +32,7 @@ from pnp.problem import Problem
 
 SOLVERS, KSPACE = (runpy.run_path(str(Path(__file__).with_name(f"{name}.py"))) for name in ("solvers", "kspace"))
 OPERATORS = ["radial MRI x8", "Cartesian MRI x8", "CT 30 views", "ultrasound PSF", "k-space"]
-CALLS = (3, 5, 8, 10, 16, 24, 50, 100)
+CALLS = "3,5,8,10,16,24,50,100"
 TUNED = (10, 100)
 SETTINGS = {
     "drs": {"reflection": (None, 0.0, 0.3, 0.6, 0.9), "first": (0.15, 0.294)},
@@ -52,6 +53,7 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", help="names of operators, with commas between")
     parser.add_argument("--samplers", help="names of methods, with commas between, '' for none")
+    parser.add_argument("--calls", default=CALLS, help="numbers of denoiser calls, with commas between")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--without-oracle", action="store_true")
@@ -60,12 +62,13 @@ def main():
     torch.set_num_threads(1)
     denoiser = denoisers.load("medical")
     names = list(SETTINGS) if options.samplers is None else [name for name in options.samplers.split(",") if name]
-    print("| operator | method | " + " | ".join(map(str, CALLS)) + " |" + "".join(f" best of {k} |" for k in TUNED))
-    print("|---" * (2 + len(CALLS) + len(TUNED)) + "|")
+    calls = [int(count) for count in options.calls.split(",")]
+    print("| operator | method | " + " | ".join(map(str, calls)) + " |" + "".join(f" best of {k} |" for k in TUNED))
+    print("|---" * (2 + len(calls) + len(TUNED)) + "|")
     for name in options.only.split(",") if options.only else OPERATORS:
         op, y, score = case(name, options)
         for method in names:
-            figures = [f"{scores(method, op, y, denoiser, score, count).mean():.2f}" for count in CALLS]
+            figures = [f"{scores(method, op, y, denoiser, score, count).mean():.2f}" for count in calls]
             if not options.without_oracle:
                 figures += [f"{oracle(method, op, y, denoiser, score, count):.2f}" for count in TUNED]
             print(f"| {name} | {method} | " + " | ".join(figures) + " |", flush=True)
