@@ -59,11 +59,14 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Nearly the orthogonal factors of matrices (..., m, n): their singular values brought to between 0.7 and 1.2
-    (Jordan, 2024)."""
+    (Newton-Schulz with the coefficients of Jordan, 2024)."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    for _ in range(iterations):  # Newton-Schulz, with Jordan's coefficients
-        gram = x @ x.mT
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    gram = x @ x.mT
+    total = identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    for _ in range(iterations):  # x <- factor x, but only the small matrices go through the iteration
+        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+        total, gram = factor @ total, factor @ factor @ gram
+    x = total @ x
     return x.mT if tall else x
