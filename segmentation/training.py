@@ -76,7 +76,8 @@ def train(
     :param card: what the model card tells besides steps, CPU-hours and scores (data, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights, of the best epoch where there is validation.
-    :raises ValueError: without slices, for labels beyond the classes, or a batch that cannot be shared out evenly.
+    :raises ValueError: without slices, for other shapes, for labels beyond the classes, or a batch that cannot be
+        shared out evenly.
     :raises FloatingPointError: when the loss is no longer finite.
     """
     rank, count = processes.join()
@@ -177,6 +178,12 @@ def train(
 def _check(pairs: list[Pair], classes: tuple[str, ...], batch: int, count: int) -> None:
     if not pairs:
         raise ValueError("pairs: expected at least one labelled slice, got none")
+    for index, (image, labels) in enumerate(pairs):
+        if image.ndim not in (2, 3) or labels.ndim != 2 or image.shape[-2:] != labels.shape:
+            raise ValueError(
+                f"pairs: expected images (H, W) or (C, H, W) with labels (H, W), got {image.shape} with {labels.shape} "
+                f"at {index}"
+            )
     largest = max(labels.max() for _, labels in pairs)
     if largest >= len(classes):
         raise ValueError(f"pairs: expected labels below {len(classes)}, the number of classes, got {largest}")
