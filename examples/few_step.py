@@ -24,7 +24,7 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
   smoothest image that fits. Fewer than six calls start at a lower level.
 
 Not distilled into a single call: of the 2.5 s that 256 x 256 pixels with 8 coils take on one core
-(`benchmarks/solve_time.py`), the denoiser has 58 %, so that calls for free would at best halve the time; and three
+(`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three
 calls in place of ten cost 0.3 dB (ultrasound) to 3 dB (radial MRI, `benchmarks/diffusion.py`), for the data steps
 between them are lost, too.
 """
