@@ -13,8 +13,8 @@ class Muon(torch.optim.Optimizer):
 
     A kernel (outputs, inputs, h, w) is taken as the matrix (outputs, inputs h w). Steps are scaled to the usual root
     mean square of Adam's (Liu et al., *Muon is scalable for LLM training*, 2025), so that Adam's learning rates fit.
-    Vectors and kernels with fewer than 16 inputs or outputs, such as those next to the image, are left to Adam, and so
-    are those with more than 512 of both, such as a transformer's, for which an orthogonal step costs more than the rest.
+    Vectors and kernels with fewer than 16 inputs or outputs, such as those next to the image, are left to Adam; so are
+    those with more than 512 of both, such as a transformer's, for which an orthogonal step costs more than the rest.
 
     :param parameters: parameters to optimise.
     :param lr: learning rate.
