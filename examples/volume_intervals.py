@@ -53,14 +53,19 @@ def main():
         for op, y, truth, labels in group:
             samples = pnp.sample(op, y, denoiser, seed=0)
             found[-1].append((segment_samples(samples, segmenter), samples, truth, labels))
+    cases = [case for group in found for case in group]
     if len(groups) == 2:
-        for name, widened in (("as they are", False), ("widened", True)):
+        for level in LEVELS:
+            coverage(cases, level, "as they are")
             for own, other in (found, found[::-1]):
-                factor = calibrated([case[0] for case in other], [case[3] for case in other]) if widened else 1.0
+                widening = calibrated([case[0] for case in other], [case[3] for case in other], level)
                 for segmented, *_ in own:
-                    segmented.widening = factor
-            statistics([case for group in found for case in group], name)
-    picture([case for group in found for case in group], options.out)
+                    segmented.widening = widening
+            coverage(cases, level, "widened")
+            for segmented, *_ in cases if level != LEVELS[-1] else ():
+                segmented.widening = 1.0
+        correlations(cases)
+    picture(cases, options.out)
 
 
 def subject(folder, name, options):
@@ -71,20 +76,21 @@ def subject(folder, name, options):
     return [(op, measure(op, image, 0.01, k), image, labels) for k, (image, labels) in enumerate(task.cases)]
 
 
-def statistics(cases, name):
-    classes = cases[0][0].classes
-    for level in LEVELS:
-        inside = []
-        for segmented, _, _, labels in cases:
-            low, high = segmented.volume_interval(level)
-            truth = volumes(labels, len(classes) - 1)
-            inside.append((low[0] <= truth) & (truth <= high[0]))
-        inside = torch.stack(inside).double().mean(0)
-        each = ", ".join(f"{tissue} {share:.2f}" for tissue, share in zip(classes[1:], inside.tolist()))
-        print(f"intervals of {level:.0%}, {name}: {inside.mean():.2f} hold the truth ({each})")
+def coverage(cases, level, name):
+    classes, inside = cases[0][0].classes, []
+    for segmented, _, _, labels in cases:
+        low, high = segmented.volume_interval(level)
+        truth = volumes(labels, len(classes) - 1)
+        inside.append((low[0] <= truth) & (truth <= high[0]))
+    inside = torch.stack(inside).double().mean(0)
+    each = ", ".join(f"{tissue} {share:.2f}" for tissue, share in zip(classes[1:], inside.tolist()))
+    print(f"intervals of {level:.0%}, {name}: {inside.mean():.2f} hold the truth ({each})")
+
+
+def correlations(cases):
     errors, expected, deviation = [], [], []
     for segmented, samples, truth, labels in cases:
-        errors.append(1 - np.nanmean(metrics.dice(segmented.consensus, labels, len(classes)).numpy()))
+        errors.append(1 - np.nanmean(metrics.dice(segmented.consensus, labels, len(segmented.classes)).numpy()))
         expected.append(1 - np.nanmean(segmented.expected_dice().numpy()))
         body = quality.magnitude(truth) > 0.05 * truth.max()
         deviation.append(torch.stack([quality.magnitude(x) for x in samples.x]).std(0)[body].mean().item())

@@ -97,8 +97,9 @@ def error_propagation(samples, segmented, image: Tensor, labels: Tensor, item: i
     error, peak = (mean - truth).abs(), truth.max().item()
     found, tissue = segmented.consensus[item].cpu(), labels[item].cpu()
     wrong, body = found != tissue, truth > 0.05 * peak
-    ratio = error[wrong & body].mean() / error[~wrong & body].mean()
-    where = f"wrong: error {ratio:.1f} x elsewhere" if wrong.any() else "nothing wrong"
+    where = "pixels that are wrong" if wrong.any() else "nothing wrong"
+    if (wrong & body).any() and (~wrong & body).any():
+        where = f"wrong: error {error[wrong & body].mean() / error[~wrong & body].mean():.1f} x elsewhere"
     panels = (
         ("mean of the samples", mean, {"cmap": "gray", "vmax": peak}),
         ("its error", error, {"cmap": "magma", "vmax": 0.15 * peak}),
@@ -121,7 +122,7 @@ def error_propagation(samples, segmented, image: Tensor, labels: Tensor, item: i
 
 def _body(image: np.ndarray) -> tuple[slice, slice]:
     """The part of an image that is not dark, and a margin."""
-    rows, columns = np.nonzero(image > 0.02 * image.max())
+    rows, columns = np.nonzero(image >= 0.02 * image.max())
     return slice(max(rows.min() - 6, 0), rows.max() + 7), slice(max(columns.min() - 6, 0), columns.max() + 7)
 
 

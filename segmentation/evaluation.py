@@ -55,9 +55,9 @@ class Scores:
 
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0, draws: int = 4000) -> tuple[float, float]:
-    """Bootstrap interval of the mean (percentiles; Efron & Tibshirani, 1993); NaN for no values."""
+    """Bootstrap interval of the mean (percentiles; Efron & Tibshirani, 1993); NaN for less than two values."""
     values = np.asarray(values, float)
-    if not len(values):
+    if len(values) < 2:
         return float("nan"), float("nan")
     chosen = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
     low, high = np.quantile(values[chosen].mean(1), [(1 - level) / 2, (1 + level) / 2])

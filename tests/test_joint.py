@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import deepinv
 import numpy as np
 import pandas
 import pytest
@@ -11,6 +12,7 @@ import operators
 import pnp
 from operators import masks
 from pnp.joint import SegmentedSamples, Table, error_propagation, evaluate, finetune, segment_samples, through
+from pnp.joint.evaluation import measure
 from pnp.joint.uncertainty import calibrated
 from segmentation import Segmenter, metrics
 
@@ -104,6 +106,72 @@ def test_rows_on_disk_are_not_computed_again(segmenter, tmp_path):
     assert (len(COUNT), len(part.frame)) == (4, 1)
 
 
+def test_rows_of_another_experiment_are_computed_again(segmenter, tmp_path):
+    out, cases, operator = tmp_path / "rows.csv", [phantom(0), phantom(1)], {"2x": OPERATORS["2x"]}
+    experiments = (
+        {"cases": cases, "noise": 0.01, "seed": 0},
+        {"cases": cases[::-1], "noise": 0.01, "seed": 0},
+        {"cases": cases, "noise": 0.5, "seed": 0},
+        {"cases": cases, "noise": 0.5, "seed": 9},
+        {"cases": cases, "noise": 0.5, "seed": 9, "operators": {"2x": OPERATORS["4x"]}},
+    )
+    for experiment in experiments:
+        experiment = {"operators": operator, "solvers": ("direct", "None"), "segmenter": segmenter} | experiment
+        experiment["solvers"] = {"direct": "direct", "None": direct}  # a name that pandas takes for a missing value
+        fresh = evaluate(**experiment).frame.drop(columns="seconds")
+        resumed = evaluate(**experiment, out=out).frame.drop(columns="seconds")
+        pandas.testing.assert_frame_equal(fresh, resumed)
+        assert len(pandas.read_csv(out)) == 4
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="out: expected a file of joint scores"):
+        evaluate(**experiment, out=tmp_path / "foreign.csv")
+
+
+def test_noise_is_added_but_not_told(segmenter, medical):
+    """An operator's own noise model is neither used nor seen where the noise is given."""
+    own = scanner(2)
+    own.set_noise_model(deepinv.physics.GaussianNoise(0.3))
+    psnr = [
+        evaluate([phantom(0)], {"2x": op}, "pnp", segmenter, denoiser=medical, noise=0.01).frame["psnr"].item()
+        for op in (own, OPERATORS["2x"])
+    ]
+    assert psnr[0] == psnr[1]
+    assert own.noise_model.sigma.item() == pytest.approx(0.3)
+
+
+def test_own_noise_is_repeated():
+    """By the seed, whether or not the noise model brings its own random numbers."""
+    for generator in (None, torch.Generator().manual_seed(5)):
+        op = scanner(2)
+        op.set_noise_model(deepinv.physics.GaussianNoise(0.1, rng=generator))
+        first, again, other = (measure(op, phantom(0)[0], None, seed) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def test_failing_solver_is_named_and_rows_are_kept(segmenter, tmp_path):
+    def picky(op, y):
+        if y.abs().sum() < 1e-3 * op.A(phantom(0)[0]).abs().sum():
+            raise ArithmeticError("too dark")
+        return direct(op, y)
+
+    cases = [phantom(0), (1e-6 * phantom(1)[0], phantom(1)[1])]
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.csv"
+        with pytest.raises(RuntimeError, match="case 1, operator 2x, solver picky: too dark"):
+            evaluate(cases, {"2x": OPERATORS["2x"]}, {"picky": picky}, segmenter, noise=0.0, workers=workers, out=out)
+        assert len(pandas.read_csv(out)) == 1
+    with pytest.raises(RuntimeError, match="NaN"):
+        evaluate(cases, OPERATORS, {"nan": lambda op, y: torch.nan * direct(op, y)}, segmenter)
+
+
+def test_lost_class_has_the_largest_distance(segmenter):
+    """Nothing found where something is: no Dice, and the image's diagonal."""
+    frame = evaluate([phantom(0)], OPERATORS, {"nothing": count_and_zero}, segmenter).frame
+    assert (frame["dice"] == 0).all()
+    assert frame["hd95"].to_numpy() == pytest.approx(np.hypot(*SIZE))
+
+
 def direct(op, y):
     return pnp.solve(op, y, None, algorithm="direct").x
 
@@ -142,7 +210,7 @@ def test_bad_input(segmenter):
         evaluate([(image, labels)], OPERATORS, [], segmenter)
     with pytest.raises(ValueError, match="cases: expected labels"):
         evaluate([(image, labels[:, :-1])], OPERATORS, ["direct"], segmenter)
-    with pytest.raises(ValueError, match="cases: expected labels from 0 to 2"):
+    with pytest.raises(ValueError, match="cases: expected whole labels from 0 to 2"):
         evaluate([(image, labels + 5)], OPERATORS, ["direct"], segmenter)
     with pytest.raises(ValueError, match="noise: expected one for each operator, none for 4x"):
         evaluate([(image, labels)], OPERATORS, ["direct"], segmenter, noise={"2x": 0.1})
@@ -276,8 +344,31 @@ def test_volume_intervals_cover_and_are_widened():
     assert 0.9 <= coverage([case(1.0) for _ in range(200)]) <= 0.99
     narrow = [case(0.3) for _ in range(400)]
     assert coverage(narrow) < 0.7
-    factor = calibrated([found for found, _ in narrow[:200]], [truth for _, truth in narrow[:200]])
+    held, truth = zip(*narrow[:200])
+    factor = calibrated(held, truth)
     assert 0.9 <= coverage(narrow[200:], factor) <= 0.99
+    for found in held:
+        found.widening = 7.0
+    assert calibrated(held, truth) == factor
+    with pytest.raises(ValueError, match="at least 19 structures, got 18"):
+        calibrated(held[:18], truth[:18])
+    with pytest.raises(ValueError, match="level: expected a share"):
+        held[0].volume_interval(95)
+
+
+def test_rank_correlation_draws_the_same_cases_for_all_operators():
+    """Copies of an operator add nothing: its interval stays as wide."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"case": case, "operator": "a", "solver": solver, "psnr": rng.normal(k), "dice": rng.normal(0.3 * k)}
+        for case in range(12)
+        for k, solver in enumerate("uvwxy")
+    ]
+    one = pandas.DataFrame(rows)
+    copies = pandas.concat([one.assign(operator=name) for name in "abcdef"])
+    alone, together = (Table(frame).rank_correlation() for frame in (one, copies))
+    for key in ("rho", "low", "high"):
+        assert alone[key] == pytest.approx(together[key])
 
 
 def test_training_through_reconstructions():

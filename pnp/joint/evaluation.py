@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpickle
@@ -15,7 +18,7 @@ import numpy as np
 import pandas
 import torch
 from deepinv.physics import LinearPhysics
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from denoisers.weights import replace
@@ -25,6 +28,7 @@ from pnp.solver import solve
 from segmentation import metrics
 
 ORACLE = "oracle"
+MARK = "fingerprint"  # of what a row was computed from
 
 
 def evaluate(
@@ -53,117 +57,192 @@ def evaluate(
     :param segmenter: has ``classes`` and ``predict(image)``, such as :func:`segmentation.load` returns.
     :param denoiser: denoiser of the named solvers, default ``denoisers.load("medical")``.
     :param noise: standard deviation of the Gaussian noise that is added to the measurements, in their units; None for
-        the operator's own noise model; or a dictionary of those by the operator's name. Of Gaussian noise, the solvers
-        are not told.
+        the operator's own noise model; or a dictionary of those by the operator's name. Of Gaussian noise that is
+        added here, the solvers are not told.
     :param seed: seed of the noise, which is the same for all solvers, and of the solvers.
     :param workers: number of processes, each on one thread.
-    :param out: CSV file of the rows, added to as they come. Rows that it has already are not computed again.
+    :param out: CSV file of the rows, added to as they come. Rows that it has already are not computed again, unless
+        the case, the operator, segmenter, denoiser, noise, seed or pixel size has changed. (Of callables, only the
+        name counts.)
     :param spacing: pixel size, for HD95 and surface Dice.
     :param progress: show a progress bar.
     :return: the table; its columns are ``case, operator, solver, psnr, ssim, nrmse`` (the last inside the body, all of
         the magnitude), ``dice, iou, hd95, surface_dice, volume_error`` (means over the classes but the background; of
         the volume error's size), the same for each class (``dice_<class>`` and so on), ``seconds``,
-        ``denoiser_calls``, ``operator_calls``.
+        ``denoiser_calls``, ``operator_calls``, ``fingerprint``. HD95 of a class that only one of two masks has is the
+        image's diagonal; scores of a class that is in neither are NaN, and left out of means.
+    :raises TypeError: for operators without names.
     :raises ValueError: without cases, operators or solvers, or for shapes that do not agree.
+    :raises RuntimeError: naming case, operator and solver, where one fails or returns NaN.
     """
+    solvers = (solvers,) if isinstance(solvers, str) else solvers
     cases, solvers = list(cases), dict(solvers) if isinstance(solvers, Mapping) else {name: name for name in solvers}
+    if not isinstance(operators, Mapping):
+        raise TypeError(f"operators: expected a dictionary from names to operators, got {type(operators).__name__}")
     for name, value in (("cases", cases), ("operators", operators), ("solvers", solvers)):
         if not len(value):
             raise ValueError(f"{name}: expected at least one, got none")
-    for index, case in enumerate(cases):
-        _check_case(index, case, operators, len(segmenter.classes))
-    levels = noise if isinstance(noise, Mapping) else dict.fromkeys(operators, noise)
-    if missing := set(operators) - set(levels):
-        raise ValueError(f"noise: expected one for each operator, none for {', '.join(sorted(missing))}")
-    if wrong := [level for level in levels.values() if level is not None and not 0 <= level < float("inf")]:
-        raise ValueError(f"noise: expected finite standard deviations of at least 0 or None, got {wrong[0]}")
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    if any(solver == ORACLE and name != ORACLE for name, solver in solvers.items() if isinstance(solver, str)):
+        raise ValueError(f'solvers: expected the oracle under the name "{ORACLE}"')
+    cases = [check_case(index, case, operators, len(segmenter.classes)) for index, case in enumerate(cases)]
+    if ORACLE in solvers and any(image is None for _, image, _ in cases):
+        raise ValueError("solvers: the oracle needs an image, a case has measurements only")
+    levels = noise_levels(noise, operators)
+    if denoiser is None and any(isinstance(solver, str) and solver != ORACLE for solver in solvers.values()):
+        denoiser = _default_denoiser()
     rows = _read(out)
-    done = {tuple(str(row[key]) for key in KEYS) for row in rows}
-    jobs = []
+    done = {tuple(str(row.get(key)) for key in (*KEYS, MARK)) for row in rows}
+    shared, marks, jobs = _mark(segmenter, denoiser, seed, spacing), {}, []
     for index, case in enumerate(cases):
         for number, name in enumerate(operators):
-            missing = {s: solver for s, solver in solvers.items() if (str(index), name, s) not in done}
+            marks[index, name] = _mark(shared, *case, operators[name], levels[name], number)
+            mark = marks[index, name]
+            missing = {s: solver for s, solver in solvers.items() if (str(index), name, s, mark) not in done}
             if missing:
-                settings = (denoiser, levels[name], (seed, index, number), spacing)
+                settings = (denoiser, levels[name], (seed, index, number), spacing, mark)
                 jobs.append((index, case, name, operators[name], missing, segmenter, *settings))
     for found in tqdm(_run(jobs, workers), "measuring, solving, segmenting", len(jobs), disable=not progress):
-        rows += found
+        fresh = {tuple(str(row[key]) for key in KEYS) for row in found}
+        rows = [row for row in rows if tuple(str(row[key]) for key in KEYS) not in fresh] + found
         _write(out, rows)
-    wanted = {(str(i), name, s) for i in range(len(cases)) for name in operators for s in solvers}
-    frame = pandas.DataFrame([row for row in rows if tuple(str(row[key]) for key in KEYS) in wanted])
+    wanted = {(str(i), name, s, mark) for (i, name), mark in marks.items() for s in solvers}
+    frame = pandas.DataFrame([row for row in rows if tuple(str(row[key]) for key in (*KEYS, MARK)) in wanted])
     order = {name: k for names in (operators, solvers) for k, name in enumerate(names)}
     frame = frame.sort_values(list(KEYS), key=lambda c: c.map(order) if c.name != "case" else c, kind="stable")
     return Table(frame.reset_index(drop=True))
 
 
-def _check_case(index: int, case: tuple, operators: Mapping, classes: int) -> None:
+def check_case(index: int, case: tuple, operators: Mapping, classes: int) -> tuple:
+    """Measurements by the operator's name or None, image or None, and labels, all as tensors."""
+    if len(case) not in (2, 3):
+        raise ValueError(f"cases: expected (image, labels) or (measurements, labels[, image]), got {len(case)} entries")
     image, labels, *rest = case
+    y, labels = None, torch.as_tensor(labels)
     if isinstance(image, Mapping):
-        if missing := set(operators) - set(image):
+        y, image = image, rest[0] if rest else None
+        if missing := set(operators) - set(y):
             raise ValueError(f"cases: case {index} has no measurements for {', '.join(sorted(missing))}")
-        image = rest[0] if rest else None
+    image = None if image is None else torch.as_tensor(image)
     if image is not None and (image.ndim != 4 or len(image) != 1 or image.shape[1] > 2):
         raise ValueError(f"cases: expected an image (1, 1 or 2, H, W), got {tuple(image.shape)} in case {index}")
     if labels.ndim != 3 or (image is not None and labels.shape != (1, *image.shape[-2:])):
         raise ValueError(
             f"cases: expected labels (1, H, W) of the image's size, got {tuple(labels.shape)} in case {index}"
         )
-    if labels.min() < 0 or labels.max() >= classes:
+    if labels.min() < 0 or labels.max() >= classes or (labels != labels.long()).any():
         found = f"{labels.min()} to {labels.max()} in case {index}"
-        raise ValueError(f"cases: expected labels from 0 to {classes - 1}, the segmenter's classes, got {found}")
+        raise ValueError(f"cases: expected whole labels from 0 to {classes - 1}, the segmenter's classes, got {found}")
+    return y, image, labels.long()
 
 
-def _run(jobs: list[tuple], workers: int):
-    if workers <= 1:
+def noise_levels(noise: float | Mapping[str, float | None] | None, operators: Mapping) -> dict[str, float | None]:
+    """The standard deviation for each operator, None for its own noise model."""
+    levels = noise if isinstance(noise, Mapping) else dict.fromkeys(operators, noise)
+    if missing := set(operators) - set(levels):
+        raise ValueError(f"noise: expected one for each operator, none for {', '.join(sorted(missing))}")
+    if wrong := [level for level in levels.values() if level is not None and not 0 <= level < float("inf")]:
+        raise ValueError(f"noise: expected finite standard deviations of at least 0 or None, got {wrong[0]}")
+    return dict(levels)
+
+
+def _default_denoiser() -> nn.Module:
+    import denoisers
+
+    return denoisers.load("medical")
+
+
+def _mark(*parts) -> str:
+    """What a row was computed from: tensors and numbers by value, networks and operators by class and state."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(type(part).__name__.encode())
+        state = part.state_dict() if isinstance(part, nn.Module) else part if isinstance(part, Mapping) else {"": part}
+        for name, value in state.items():
+            digest.update(name.encode())
+            if isinstance(value, Tensor):
+                value = value.detach().cpu().contiguous().numpy()
+                digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+            elif value is None or isinstance(value, (int, float, str, tuple)):
+                digest.update(repr(value).encode())
+    return digest.hexdigest()[:12]
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[list[dict]]:
+    """The rows of each job; where one fails, those that are under way are still given before the error is raised."""
+    if workers == 1:
         yield from (_job(*job) for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")
+    context, failed = multiprocessing.get_context("spawn"), None
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(_unpacked, cloudpickle.dumps(job)) for job in jobs]):
-            yield future.result()
+        futures = [pool.submit(_unpacked, cloudpickle.dumps(job)) for job in jobs]
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                failed = failed or error
+                for other in futures:
+                    other.cancel()
+            else:
+                yield future.result()
+    if failed:
+        raise failed
 
 
 def _unpacked(job: bytes) -> list[dict]:
     return _job(*cloudpickle.loads(job))
 
 
-def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spacing) -> list[dict]:
+def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spacing, mark) -> list[dict]:
     """The rows of one case and operator."""
-    image, labels, *rest = case
-    if isinstance(image, Mapping):
-        y, image = image[name], rest[0] if rest else None
-    else:
-        y = measure(op, image, noise, seeds)
+    measurements, image, labels = case
+    y = measure(op, image, noise, seeds) if measurements is None else measurements[name]
     rows = []
     for solver_name, solver in solvers.items():
         began, calls = time.perf_counter(), {}
-        if solver == ORACLE:
+        try:
             x = image
-            if x is None:
-                raise ValueError(f"solvers: the oracle needs an image, case {index} has measurements only")
-        else:
-            x, calls = reconstruct(solver, op, y, denoiser, seeds[0])
+            if solver != ORACLE:
+                x, calls = reconstruct(solver, op, y, denoiser, seeds[0], told=noise is None)
+        except Exception as error:
+            raise RuntimeError(f"case {index}, operator {name}, solver {solver_name}: {error}") from error
         seconds = time.perf_counter() - began
         row = {"case": index, "operator": name, "solver": solver_name} | scores(x, image, labels, segmenter, spacing)
         operator_calls = sum(count for key, count in calls.items() if key != "denoiser")
         row |= {"seconds": seconds, "denoiser_calls": calls.get("denoiser", 0), "operator_calls": operator_calls}
-        rows.append(row)
+        rows.append(row | {MARK: mark})
     return rows
 
 
-def reconstruct(solver: str | Callable | None, op, y, denoiser, seed: int) -> tuple[Tensor, dict[str, int]]:
-    """The image, or the mean of the samples, that a named solver or a callable finds, and its calls."""
-    if callable(solver):
-        x, calls = solver(op, y), {}
-    else:
-        if denoiser is None:
-            import denoisers
+def reconstruct(
+    solver: str | Callable | None, op, y, denoiser: Callable | None, seed: int, told: bool = True
+) -> tuple[Tensor, dict[str, int]]:
+    """The image, or the mean of the samples, that a named solver or a callable finds, and its calls.
 
-            denoiser = denoisers.load("medical")
-        solution = solve(op, y, denoiser, algorithm=None if solver == "pnp" else solver, seed=seed)
-        x, calls = solution.x, solution.calls
-    x = getattr(x, "x", x)
-    return x.mean(0) if x.ndim == 5 else x, calls
+    :param told: whether the solver may know the operator's noise model.
+    :raises ValueError: where the image has NaN or infinity.
+    """
+    with noise_model(op, op.noise_model if told else deepinv.physics.ZeroNoise()):
+        if callable(solver):
+            found = solver(op, y)
+        else:
+            found = solve(op, y, denoiser, algorithm=None if solver == "pnp" else solver, seed=seed)
+    x = torch.as_tensor(getattr(found, "x", found))
+    if not torch.isfinite(x).all():
+        raise ValueError("solver: expected a finite image, got NaN or infinity")
+    return x.mean(0) if x.ndim == 5 else x, getattr(found, "calls", {})
+
+
+@contextmanager
+def noise_model(op: LinearPhysics, model) -> Iterator[None]:
+    """An operator with another noise model for a while."""
+    own = op.noise_model
+    op.set_noise_model(model)
+    try:
+        yield
+    finally:
+        op.set_noise_model(own)
 
 
 @torch.no_grad()
@@ -171,16 +250,21 @@ def measure(op: LinearPhysics, image: Tensor, noise: float | None, seed: int | S
     """Measurements of an image with Gaussian noise, or with the operator's own noise model for ``noise=None``."""
     device = image.device
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    if noise is None:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(number)
+    if noise is not None:
+        generator = torch.Generator(device).manual_seed(number)
+        with noise_model(op, deepinv.physics.GaussianNoise(noise, rng=generator)):
             return op(image)
-    own = op.noise_model
-    try:
-        op.set_noise_model(deepinv.physics.GaussianNoise(noise, rng=torch.Generator(device).manual_seed(number)))
-        return op(image)
-    finally:
-        op.set_noise_model(own)
+    generator = getattr(op.noise_model, "rng", None)
+    state = None if generator is None else generator.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(number)
+        if generator is None:
+            return op(image)
+        try:
+            generator.manual_seed(number)
+            return op(image)
+        finally:
+            generator.set_state(state)
 
 
 def scores(x: Tensor, image: Tensor | None, labels: Tensor, segmenter, spacing=1.0) -> dict[str, float]:
@@ -203,6 +287,8 @@ def scores(x: Tensor, image: Tensor | None, labels: Tensor, segmenter, spacing=1
         "surface_dice": metrics.surface_dice(found, labels, count, spacing=spacing)[0],
         "volume_error": metrics.volume_error(found, labels, count)[0],
     }
+    lost = by_class["hd95"].isnan() & (by_class["dice"] == 0)  # a class that is in one of the two only
+    by_class["hd95"][lost] = math.hypot(*(np.array(labels.shape[-2:]) * spacing))
     row |= {
         name: (value.abs() if name == "volume_error" else value).nanmean().item() for name, value in by_class.items()
     }
@@ -214,7 +300,15 @@ def scores(x: Tensor, image: Tensor | None, labels: Tensor, segmenter, spacing=1
 def _read(out: str | Path | None) -> list[dict]:
     if out is None or not Path(out).exists():
         return []
-    return pandas.read_csv(out, dtype={"operator": str, "solver": str}).to_dict("records")
+    try:
+        text = dict.fromkeys(("operator", "solver", MARK), str)
+        # an empty field is what a missing value is written as; "None" may be a name
+        rows = pandas.read_csv(out, dtype=text, keep_default_na=False, na_values=[""]).to_dict("records")
+    except pandas.errors.EmptyDataError:
+        rows = [{}]
+    if rows and (missing := set(KEYS) - set(rows[0])):
+        raise ValueError(f"out: expected a file of joint scores, {out} has no columns {', '.join(sorted(missing))}")
+    return rows
 
 
 def _write(out: str | Path | None, rows: list[dict]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 
+import deepinv
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from pnp import quality
-from pnp.joint.evaluation import measure
+from pnp.joint.evaluation import check_case, measure, noise_levels, noise_model
 from pnp.solver import solve
 from segmentation.library import standardise
 
@@ -30,14 +31,14 @@ def finetune(
     steps: int = 200,
     learning_rate: float = 1e-4,
     train_segmenter: bool = False,
-    noise: float | None = 0.01,
+    noise: float | Mapping[str, float | None] | None = 0.01,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[nn.Module, object]:
     """Train a denoiser inside its solver for what the segmentation makes of the reconstruction.
 
     The solver is unrolled; its iterations share the denoiser. The loss is ``(1 - weight)`` times the squared error of
-    the image, relative to the error of the untrained solver, plus ``weight`` times Dice and cross-entropy of the
+    the image, relative to its error when the case first comes up, plus ``weight`` times Dice and cross-entropy of the
     segmentation (Adler et al., *Task adapted reconstruction for inverse problems*, 2018). Memory is that of a single
     denoiser call, since each is computed again for its gradients.
 
@@ -60,6 +61,8 @@ def finetune(
         raise ValueError("cases, operators: expected at least one of each, got none")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight: expected 0 to 1, got {weight}")
+    levels = noise_levels(noise, operators)
+    cases = [check_case(index, case, operators, len(segmenter.classes)) for index, case in enumerate(cases)]
     trained, adapted = copy.deepcopy(denoiser).requires_grad_(), copy.deepcopy(segmenter)
     adapted.requires_grad_(train_segmenter)
     parameters = [p for part in (trained, adapted) for p in part.parameters() if p.requires_grad]
@@ -70,11 +73,13 @@ def finetune(
     bar = tqdm(range(steps), "fine-tuning", disable=not progress)
     for step in bar:
         index, name = int(rng.integers(len(cases))), names[rng.integers(len(names))]
-        image, labels = cases[index]
-        y = measure(operators[name], image, noise, (seed, step))
-        x = solve(
-            operators[name], y, _Recomputed(trained), algorithm=algorithm, iterations=iterations, gradients="unrolled"
-        ).x
+        (_, image, labels), op = cases[index], operators[name]
+        y = measure(op, image, levels[name], (seed, step))
+        with noise_model(op, op.noise_model if levels[name] is None else deepinv.physics.ZeroNoise()):
+            settings = {"algorithm": algorithm, "iterations": iterations, "gradients": "unrolled"}
+            x = solve(op, y, _Recomputed(trained), **settings).x
+        if not x.requires_grad:
+            raise ValueError(f"algorithm: expected one that calls the denoiser, got {algorithm!r}")
         error = (quality.magnitude(x) - quality.magnitude(image)).square().mean()
         relative = error / before.setdefault((index, name), error.item())
         magnitude = quality.magnitude(x)[:, None]

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from pnp import quality
-from pnp.joint.evaluation import measure, reconstruct
+from pnp.joint.evaluation import measure, noise_levels, reconstruct
 from segmentation.data import Pair
 
 
@@ -28,16 +28,21 @@ def through(
 
     :param pairs: images (H, W) or (1, H, W) with labels (H, W).
     :param operators: operators by name; each image is measured by a random one.
-    :param solver: as in :func:`pnp.joint.evaluate`.
+    :param solver: as in :func:`pnp.joint.evaluate`, but for the oracle.
     :param share: of the images that are reconstructed, at random; the others stay clean: 1 to train on reconstructions,
         0.5 on both alike.
     :param denoiser: denoiser of the named solvers, default ``denoisers.load("medical")``.
     :param noise: as in :func:`pnp.joint.evaluate`.
     :param seed: seed of the choices and of the noise.
-    :return: as many pairs, in the same order; reconstructions are magnitudes.
+    :return: as many pairs, in the same order; of complex reconstructions, their magnitudes.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected 0 to 1, got {share}")
+    levels = noise_levels(noise, operators)
+    if denoiser is None and not callable(solver):
+        import denoisers
+
+        denoiser = denoisers.load("medical")
     rng, names, found = np.random.default_rng(seed), list(operators), []
     for index, (image, labels) in enumerate(tqdm(pairs, "reconstructing", disable=not progress)):
         name, clean = names[rng.integers(len(names))], rng.random() >= share
@@ -48,7 +53,7 @@ def through(
         x = torch.from_numpy(np.ascontiguousarray(image, np.float32)).view(1, 1, *image.shape[-2:])
         if getattr(op, "img_size", (1,))[0] == 2:
             x = torch.cat([x, torch.zeros_like(x)], 1)
-        level = noise[name] if isinstance(noise, Mapping) else noise
-        x, _ = reconstruct(solver, op, measure(op, x, level, (seed, index)), denoiser, seed)
+        y = measure(op, x, levels[name], (seed, index))
+        x, _ = reconstruct(solver, op, y, denoiser, seed, told=levels[name] is None)
         found.append((quality.magnitude(x)[0].view(image.shape).numpy(), labels))
     return found

@@ -58,7 +58,7 @@ class Table:
                     row[f"{score}_difference"] = differences.mean() if len(differences) else np.nan
                     low, high = interval(differences, level, seed)
                     row |= {f"{score}_difference_low": low, f"{score}_difference_high": high}
-                    row[f"{score}_p"] = stats.wilcoxon(differences).pvalue if np.any(differences) else 1.0
+                    row[f"{score}_p"] = _signed_rank(differences)
             rows.append(row)
         return pandas.DataFrame(rows)
 
@@ -77,17 +77,19 @@ class Table:
         frame = self.frame[self.frame["solver"] != "oracle"].dropna(subset=[first, second])
         if frame["solver"].nunique() < 3:
             raise ValueError(f"frame: expected at least three solvers to order, got {frame['solver'].nunique()}")
-        rng, by_operator, all_draws = np.random.default_rng(seed), {}, []
+        cases, by_operator, all_draws = frame["case"].unique(), {}, []
+        chosen = np.random.default_rng(seed).integers(len(cases), size=(draws, len(cases)))
         for operator, part in frame.groupby("operator", sort=False):
-            a, b = (part.pivot(index="case", columns="solver", values=score).dropna() for score in (first, second))
-            common = a.index.intersection(b.index)
-            a, b = a.loc[common].to_numpy(), b.loc[common].to_numpy()
-            chosen = rng.integers(len(a), size=(draws, len(a)))
-            drawn = np.array([_spearman(a[k].mean(0), b[k].mean(0)) for k in chosen])
-            by_operator[operator] = {"rho": _spearman(a.mean(0), b.mean(0))} | _range(drawn, level)
+            tables = [part.pivot(index="case", columns="solver", values=score).dropna() for score in (first, second)]
+            common = tables[0].index.intersection(tables[1].index)
+            a, b = (table.loc[common].reindex(cases).to_numpy() for table in tables)
+            drawn = [_spearman(a[k], b[k]) for k in chosen if np.isin(cases[k], common).any()]
+            by_operator[operator] = {"rho": _spearman(a, b)} | _range(drawn, level)
             all_draws.append(drawn)
         rho = float(np.mean([value["rho"] for value in by_operator.values()]))
-        return {"rho": rho} | _range(np.mean(all_draws, 0), level) | {"by_operator": by_operator}
+        length = min(map(len, all_draws))
+        means = np.mean([drawn[:length] for drawn in all_draws], 0)
+        return {"rho": rho} | _range(means, level) | {"by_operator": by_operator}
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Dice against PSNR (a marker for each solver, a colour for each operator; lines for the oracle and, dotted,
@@ -140,8 +142,16 @@ class Table:
         return replace(path, self.frame.to_parquet(index=False))
 
 
+def _signed_rank(differences: np.ndarray) -> float:
+    """The p-value of Wilcoxon's test, NaN without a pair."""
+    if not len(differences):
+        return float("nan")
+    return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = stats.rankdata(a), stats.rankdata(b)
+    """Between the orders of the columns by their means over the rows that are there."""
+    a, b = (stats.rankdata(np.nanmean(values, 0)) for values in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
 
 

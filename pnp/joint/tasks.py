@@ -44,9 +44,8 @@ class Task:
 
     def evaluate(self, solvers=None, **settings) -> Table:
         """:func:`pnp.joint.evaluate` of this task; ``settings`` are its other arguments."""
-        return evaluate(
-            self.cases, self.operators, solvers or self.solvers, self.segmenter, noise=self.noise, **settings
-        )
+        settings = {"noise": self.noise} | settings
+        return evaluate(self.cases, self.operators, solvers or self.solvers, self.segmenter, **settings)
 
 
 def brain_tissue(

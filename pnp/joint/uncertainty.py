@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segmentation import metrics
+
+ROUNDING = 12**-0.5  # standard deviation of a volume that is known to the whole pixel
 
 
 @dataclass(repr=False)
@@ -48,11 +50,21 @@ class SegmentedSamples:
         Of few samples, quantiles are too narrow: this is Student's prediction interval for one more draw from the
         samples' normal distribution, times the widening.
         """
+        middle, reach = self.volumes.mean(0), self.widening * self.reach(level)
+        return (middle - reach).clamp_min(0), middle + reach
+
+    def reach(self, level: float) -> Tensor:
+        """Half of the interval's width without widening, (B, K - 1).
+
+        :raises ValueError: for a level that is not between 0 and 1.
+        """
         from scipy import stats
 
-        volumes, n = self.volumes, len(self.labels)
-        reach = stats.t.ppf((1 + level) / 2, max(n - 1, 1)) * (1 + 1 / n) ** 0.5 * self.widening
-        return (volumes.mean(0) - reach * volumes.std(0)).clamp_min(0), volumes.mean(0) + reach * volumes.std(0)
+        if not 0 < level < 1:
+            raise ValueError(f"level: expected a share between 0 and 1, got {level}")
+        n = len(self.labels)
+        spread = self.volumes.std(0).clamp_min(ROUNDING)
+        return stats.t.ppf((1 + level) / 2, n - 1) * (1 + 1 / n) ** 0.5 * spread
 
     def agreement(self) -> Tensor:
         """Dice between each sample and the consensus, (n, B, K - 1): what the Dice with the truth may be."""
@@ -60,7 +72,8 @@ class SegmentedSamples:
         return torch.stack([metrics.dice(labels, consensus, count) for labels in self.labels])
 
     def expected_dice(self) -> Tensor:
-        """The Dice of the consensus that samples and segmenter let expect, (B, K - 1), NaN where a class is nowhere.
+        """The Dice of the consensus that samples and segmenter let expect, (B, K - 1), NaN where no class is expected:
+        in no pixel of the consensus, and in less than half a pixel by its probabilities.
 
         From the share of samples in which a pixel has a class, or rather, where the segmenter gives probabilities, from
         their mean over the samples: that counts in what the segmenter itself is not sure of.
@@ -69,8 +82,9 @@ class SegmentedSamples:
         found = []
         for k in range(1, len(self.classes)):
             chosen = consensus == k
-            both = (shares[:, k] * chosen).sum((1, 2))
-            found.append(2 * both / (shares[:, k].sum((1, 2)) + chosen.sum((1, 2))))
+            both, total = (shares[:, k] * chosen).sum((1, 2)), shares[:, k].sum((1, 2))
+            there = chosen.any(-1).any(-1) | (total >= 0.5)
+            found.append(torch.where(there, 2 * both / (total + chosen.sum((1, 2))), torch.nan))
         return torch.stack(found, -1)
 
     def __repr__(self) -> str:
@@ -106,15 +120,14 @@ def calibrated(found: list[SegmentedSamples], labels: list[Tensor], level: float
 
     :param found: segmented samples of cases that are not judged later.
     :param labels: true labels (B, H, W) of each.
+    :param level: share, which the widening is for; another one needs another.
+    :raises ValueError: where there are too few structures for such a share to be told: 19 at least for 0.95.
     """
     scores = []
-    for one, truth in zip(found, labels):
-        low, high = one.volume_interval(level)
-        middle, reach = (low + high) / 2, ((high - low) / 2).clamp_min(1e-9) / one.widening
+    for one, truth in zip(found, labels, strict=True):
         volumes = torch.stack([(truth == k).sum((1, 2)) for k in range(1, len(one.classes))], -1)
-        there = volumes > 0
-        scores += ((volumes - middle).abs() / reach)[there].tolist()
-    if not scores:
-        raise ValueError("labels: expected at least one structure, got none")
-    share = min(np.ceil((len(scores) + 1) * level) / len(scores), 1)
-    return float(np.quantile(scores, share))
+        scores += ((volumes - one.volumes.mean(0)).abs() / one.reach(level))[volumes > 0].tolist()
+    rank = math.ceil((len(scores) + 1) * level)
+    if rank > len(scores):
+        raise ValueError(f"labels: expected at least {math.ceil(level / (1 - level))} structures, got {len(scores)}")
+    return sorted(scores)[rank - 1]
