@@ -22,6 +22,8 @@ def average(tensors: Iterable[Tensor]) -> None:
     if not dist.is_initialized():
         return
     tensors = list(tensors)
+    if not tensors:
+        return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])

@@ -11,6 +11,7 @@ import numpy as np
 from denoisers import weights as files
 
 Pair = tuple[np.ndarray, np.ndarray]  # image (H, W) or (C, H, W) float32, labels (H, W) uint8
+Labelled = tuple[str, np.ndarray, np.ndarray]  # case, image (C, H, W[, D]), labels (H, W[, D])
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
@@ -20,9 +21,10 @@ def read(path: str | Path, window: tuple[float, float] | None = None) -> dict[st
     :param path: ``.npz`` with ``images`` (N, H, W) or (N, H, W, 3) and ``masks`` (N, H, W), where ``names`` may name
         them; a folder in nnU-Net's layout (``dataset.json``, ``imagesTr``, ``labelsTr``); or a folder with ``images``
         and ``masks`` (or ``labels``) that hold pictures or NIfTI volumes of the same names. Volumes are cut along their
-        last axis. Masks of two values are read as 0 and 1, others as class numbers.
-    :param window: range of intensities that is seen, such as (-160, 240) Hounsfield units; default from 0 to the
-        99.9th percentile.
+        last axis, slices of one name are one case. Labels are class numbers; but for nnU-Net's, those that have 0 and a
+        single other value in all cases together are read as 0 and 1, and JPEG masks are cut at half of the range.
+    :param window: range of intensities that is seen, such as (-160, 240) Hounsfield units; default from 0, or the 0.1th
+        percentile where that is negative, to the 99.9th percentile of each case.
     :raises FileNotFoundError: where there is nothing at ``path``.
     :raises ValueError: for another layout, or shapes that do not agree.
     """
@@ -30,55 +32,77 @@ def read(path: str | Path, window: tuple[float, float] | None = None) -> dict[st
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist")
     if path.suffix == ".npz":
-        pairs = _read_stack(path)
+        found = _read_stack(path)
     elif (path / "dataset.json").exists():
-        pairs = _read_nnunet(path)
+        found = _read_nnunet(path)
     elif (path / "images").is_dir():
-        pairs = _read_folder(path)
+        found = _read_folder(path)
     else:
         raise ValueError(f"path: expected .npz, nnU-Net's layout, or a folder with images and masks, got {path}")
-    for name, (image, labels) in pairs.items():
+    if window and not window[0] < window[1]:
+        raise ValueError(f"window: expected a lower and a higher intensity, got {window}")
+    values = np.unique(np.concatenate([_class_numbers(name, labels) for name, _, labels in found]))
+    mask = len(values) == 2 and values[0] == 0 and not (path / "dataset.json").exists()
+    cases: dict[str, list[Pair]] = {}
+    for name, image, labels in found:
         if image.shape[1:] != labels.shape:
             raise ValueError(f"path: {name}: expected labels {image.shape[1:]} like the image, got {labels.shape}")
-    return {name: _slices(image, labels, window) for name, (image, labels) in pairs.items()}
+        cases.setdefault(name, []).extend(_slices(image, labels > 0 if mask else labels, window))
+    return cases
 
 
-def _read_stack(path: Path) -> dict[str, Pair]:
+def _class_numbers(name: str, labels: np.ndarray) -> np.ndarray:
+    values = np.unique(labels)
+    if (values != values.round()).any() or values[0] < 0 or values[-1] > 255:
+        raise ValueError(f"path: {name}: expected whole class numbers from 0 to 255, got {values[0]} to {values[-1]}")
+    return values
+
+
+def _read_stack(path: Path) -> list[Labelled]:
     with np.load(path) as arrays:
         missing = {"images", "masks"} - set(arrays.files)
         if missing:
             raise ValueError(f"path: expected arrays images and masks in {path}, {' and '.join(missing)} missing")
         images, masks = arrays["images"], arrays["masks"]
-        names = map(str, arrays["names"] if "names" in arrays.files else range(len(images)))
-    if images.shape[:3] != masks.shape:
+        names = [str(name) for name in (arrays["names"] if "names" in arrays.files else range(len(images)))]
+    if images.shape[:3] != masks.shape or not len(images):
         raise ValueError(f"path: expected masks {images.shape[:3]} like the images, got {masks.shape}")
-    return {name: (_channels_first(image, masks.ndim - 1), mask) for name, image, mask in zip(names, images, masks)}
+    if len(names) != len(images):
+        raise ValueError(f"path: expected {len(images)} names like the images in {path}, got {len(names)}")
+    return [(name, _channels_first(image, 2), mask) for name, image, mask in zip(names, images, masks)]
 
 
-def _read_nnunet(path: Path) -> dict[str, Pair]:
+def _read_nnunet(path: Path) -> list[Labelled]:
     ending = json.loads((path / "dataset.json").read_text()).get("file_ending", ".nii.gz")
-    pairs = {}
+    found = []
     for labels in sorted((path / "labelsTr").glob(f"*{ending}")):
         name = labels.name.removesuffix(ending)
         channels = sorted((path / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"))
         if not channels:
             raise FileNotFoundError(f"path: no image {name}_0000{ending} in {path / 'imagesTr'}")
-        pairs[name] = np.concatenate([_read_image(file) for file in channels]), _read_image(labels)[0]
-    return pairs
+        found.append((name, np.concatenate([_read_image(file) for file in channels]), _read_image(labels)[0]))
+    if not found:
+        raise FileNotFoundError(f"path: no labels *{ending} in {path / 'labelsTr'}")
+    return found
 
 
-def _read_folder(path: Path) -> dict[str, Pair]:
+def _read_folder(path: Path) -> list[Labelled]:
     masks = next((path / name for name in ("masks", "labels") if (path / name).is_dir()), None)
     if masks is None:
         raise ValueError(f"path: expected a folder masks or labels beside {path / 'images'}")
-    named = {file.name.split(".")[0]: file for file in sorted(masks.iterdir())}
-    pairs = {}
-    for file in sorted((path / "images").iterdir()):
-        name = file.name.split(".")[0]
-        if name not in named:
-            raise FileNotFoundError(f"path: no labels for {file.name} in {masks}")
-        pairs[name] = _read_image(file), _read_image(named[name], grey=True)[0]
-    return pairs
+    images, named = _named(path / "images"), _named(masks)
+    for these, others, kind, folder in ((images, named, "labels", masks), (named, images, "image", path / "images")):
+        if missing := sorted(set(these) - set(others)):
+            raise FileNotFoundError(f"path: no {kind} for {these[missing[0]].name} in {folder}")
+    if not images:
+        raise FileNotFoundError(f"path: no images in {path / 'images'}")
+    return [(name, _read_image(file), _read_image(named[name], grey=True)[0]) for name, file in images.items()]
+
+
+def _named(folder: Path) -> dict[str, Path]:
+    """Files by their name without what tells the format."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    return {file.name.removesuffix(".gz").rpartition(".")[0] or file.name: file for file in files}
 
 
 def _read_image(file: Path, grey: bool = False) -> np.ndarray:
@@ -94,6 +118,11 @@ def _read_image(file: Path, grey: bool = False) -> np.ndarray:
     picture = Image.open(file)
     if grey and picture.mode in ("RGB", "RGBA"):
         picture = picture.convert("L")
+    if grey and picture.format == "JPEG":  # whose rounding leaves more than two values of a mask
+        mask = np.asarray(picture)
+        if 0 < mask.max() < 128:
+            raise ValueError(f"path: expected white objects in JPEG masks, {file} has values up to {mask.max()}")
+        return np.where(mask >= 128, 255, 0)[None]
     return _channels_first(np.asarray(picture)[..., :3] if picture.mode == "RGBA" else np.asarray(picture), 2)
 
 
@@ -103,10 +132,10 @@ def _channels_first(image: np.ndarray, dimensions: int) -> np.ndarray:
 
 def _slices(image: np.ndarray, labels: np.ndarray, window) -> list[Pair]:
     """Images scaled to about [0, 1]; volumes cut along their last axis."""
-    values = np.unique(labels)
-    if len(values) == 2 and values[0] == 0:
-        labels = labels > 0
-    low, high = window or (0.0, float(np.percentile(image, 99.9)) or 1.0)
+    low, high = map(float, window or np.percentile(image, (0.1, 99.9)))
+    if window is None:
+        low = min(low, 0.0)
+        high = high if high > low else low + 1.0
     image = (image.astype(np.float32) - low) / (high - low)
     if window:
         image = image.clip(0, 1)
@@ -131,23 +160,30 @@ def split(
     """Share out cases at random among ``"training"``, ``"validation"`` and ``"test"``.
 
     :param names: names of the cases.
-    :param path: JSON file that keeps the split; where it exists, its split is returned and everything else ignored.
-    :param validation: share of the cases for validation.
-    :param test: share of the cases that is set aside for testing; it is the same for all folds.
+    :param path: JSON file that keeps the split; where it exists, its split is returned, and shares and seed ignored.
+    :param validation: share of the cases for validation, one case at least unless it is 0.
+    :param test: share of the cases that is set aside for testing, likewise; it is the same for all folds.
     :param folds: cut what is not set aside into that many folds, one of which validates.
     :param fold: which one, from 0.
     :param seed: seed of the order.
-    :raises ValueError: where nothing would be left to train on, or a kept split names cases that are not there.
+    :raises ValueError: for shares below 0 or above 1, where nothing would be left to train on, or where a kept split
+        names cases that are not there or is of another fold.
     """
+    for name, share in (("validation", validation), ("test", test)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
     if path is not None and Path(path).exists():
         kept = json.loads(Path(path).read_text())
+        settings = {"validation": validation, "test": test, "folds": folds, "fold": fold, "seed": seed}
+        if folds is not None and kept != split(names, **settings):
+            raise ValueError(f"fold: {path} keeps another split; give each fold a folder of its own")
         if unknown := {name for part in kept.values() for name in part} - set(names):
             raise ValueError(f"path: {path} splits cases that are not there: {', '.join(sorted(unknown)[:5])}")
         return kept
     order = [sorted(names)[k] for k in np.random.default_rng(seed).permutation(len(names))]
-    tested, rest = order[: round(test * len(order))], order[round(test * len(order)) :]
+    validated, tested = (max(round(share * len(order)), int(share > 0)) for share in (validation, test))
+    count, tested, rest = validated, order[:tested], order[tested:]
     if folds is None:
-        count = round(validation * len(order))
         validated, training = rest[:count], rest[count:]
     elif not 2 <= folds <= len(rest) or not 0 <= fold < folds:
         raise ValueError(f"folds, fold: expected 2 to {len(rest)} folds and one of them, got {folds} and {fold}")

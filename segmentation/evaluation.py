@@ -28,13 +28,19 @@ class Scores:
         return self.frame.groupby("image")[score].mean().to_numpy()
 
     def summary(self, level: float = 0.95, seed: int = 0) -> pandas.DataFrame:
-        """Mean and standard deviation over the images for each class and score, with the mean's bootstrap interval."""
+        """Mean and standard deviation over the images for each class and score, with the mean's bootstrap interval, and
+        ``images``, the number of images that have the score (HD95 has none where a class is missed altogether)."""
         rows = []
         for name, part in self.frame.groupby("class", sort=False):
             for score in SCORES:
                 values = part[score].dropna().to_numpy()
                 low, high = interval(values, level, seed)
-                row = {"class": name, "score": score, "mean": values.mean() if len(values) else np.nan}
+                row = {
+                    "class": name,
+                    "score": score,
+                    "images": len(values),
+                    "mean": values.mean() if len(values) else np.nan,
+                }
                 rows.append(row | {"std": values.std() if len(values) else np.nan, "low": low, "high": high})
         return pandas.DataFrame(rows)
 
@@ -71,6 +77,7 @@ def evaluate(
     *,
     spacing: float | tuple[float, float] = 1.0,
     tolerance: float = 1.0,
+    device=None,
 ) -> Scores:
     """Score what a function finds in labelled images.
 
@@ -79,10 +86,14 @@ def evaluate(
     :param classes: names of the classes, the background first.
     :param spacing: pixel size, for the distances.
     :param tolerance: distance up to which outlines agree, for surface Dice.
+    :param device: where the function wants its images, default the CPU.
+    :raises ValueError: without images.
     """
+    if not len(pairs):
+        raise ValueError("pairs: expected at least one labelled image, got none")
     rows, count = [], len(classes)
     for index, (image, labels) in enumerate(pairs):
-        image = torch.from_numpy(image)
+        image = torch.from_numpy(image).to(device or "cpu", torch.float32)
         found = predict((image[None] if image.ndim == 2 else image)[None]).cpu()
         true = torch.from_numpy(labels)[None].long()
         scores = [

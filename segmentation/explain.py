@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segmentation.kan import KANLinear, SharedKAN, bases
 from segmentation.library import Segmenter, standardise
+from segmentation.ode import SecondOrderBlock
 
 CurveLayer = KANLinear | SharedKAN
 
@@ -184,18 +185,24 @@ def _replaced(network: nn.Module, images: Tensor, make: Callable[[CurveLayer, Te
 @torch.no_grad()
 def unsettled(network: nn.Module, x: Tensor) -> Tensor:
     """Where the answer of an :class:`segmentation.ImplicitUKAN2` still depends on the solver: how far the most affected
-    class's probability moves when twice as many steps, half as long, are made, (B, H, W)."""
+    class's probability moves when twice as many steps, half as long, are made, (B, H, W).
+
+    :raises ValueError: for a network without equations, or whose solver chooses its steps itself.
+    """
     fine = copy.deepcopy(network)
-    for block in fine.modules():
-        if hasattr(block, "steps") and hasattr(block, "force"):
-            block.steps = 2 * block.steps
+    blocks = [block for block in fine.modules() if isinstance(block, SecondOrderBlock)]
+    if not blocks or any(block.solver == "dopri5" for block in blocks):
+        raise ValueError(f"network: expected equations solved with fixed steps, got {type(network).__name__}")
+    for block in blocks:
+        block.steps = 2 * block.steps
     return (network(x).softmax(1) - fine(x).softmax(1)).abs().amax(1)
 
 
 def attribution(
     segmenter: Segmenter, x: Tensor, target: int, method: str = "integrated-gradients", layer: nn.Module | None = None
 ) -> Tensor:
-    """How much each pixel speaks for a class where the segmenter finds it, (B, H, W).
+    """How much each pixel matters for a class where the segmenter finds it, (B, H, W): by integrated gradients, whether
+    it speaks for the class or against it, by Grad-CAM, how far it speaks for it.
 
     :param segmenter: the segmenter.
     :param x: images (B, C, H, W).
@@ -203,6 +210,7 @@ def attribution(
     :param method: ``"integrated-gradients"`` (Sundararajan et al., ICML 2017), from the blurred image, or
         ``"grad-cam"`` (Selvaraju et al., ICCV 2017), by captum.
     :param layer: for Grad-CAM, default the encoder's last level.
+    :return: 0 all over where the class is not found in an image.
     """
     from captum.attr import IntegratedGradients, LayerGradCam
 
@@ -248,8 +256,11 @@ def deletion(
     :param points: in how many parts the pixels are taken away.
     :param insert: start from the blurred image and put the most salient pixels back first; a faithful map makes the
         probability rise fast.
+    :raises ValueError: where the class is not found.
     """
     region = segmenter.predict(x)[0] == target
+    if not region.any():
+        raise ValueError(f"target: expected a class that is found in the image, {target} is not")
     blurred = _blurred(x)
     order = saliency.flatten().argsort(descending=True)
     start, end = (blurred, x) if insert else (x, blurred)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def to_onnx(segmenter: Segmenter, path: str | Path, size: tuple[int, int] = (256
     """
     channels = getattr(segmenter.network, "in_channels", 1)
     example = torch.rand(2, channels, *size)
-    model = _Probabilities(segmenter).eval().to("cpu", memory_format=torch.contiguous_format)
+    model = _Probabilities(copy.deepcopy(segmenter)).eval().to("cpu", memory_format=torch.contiguous_format)
     program = torch.onnx.export(
         model,
         (example,),

@@ -1,9 +1,9 @@
 """How well labels agree, by MONAI's metrics: Dice, Hausdorff distance, surface Dice; and how far probabilities hold.
 
 Predicted and true labels are integer tensors (B, H, W); results are (B, K - 1), one column for each class but the
-background, NaN where a class is in neither (and for distances, where it is missing in one). Probabilities are (B, K,
-H, W). Scores are of each image; ``pooled=True`` counts the pixels of all images together, as papers do that average
-over batches, which large objects dominate.
+background, NaN where a class is in neither (and for HD95, where it is missing in one). Probabilities are (B, K, H, W),
+their labels (B, H, W). Scores are of each image; ``pooled=True`` counts the pixels of all images together, as papers do
+that average over batches, which large objects dominate.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def volume_error(predicted: Tensor, true: Tensor, num_classes: int, pooled: bool
 def calibration_error(probabilities: Tensor, true: Tensor, bins: int = 15) -> float:
     """Expected calibration error: mean distance between confidence and accuracy over bins of confidence (Naeini et
     al., *Obtaining well calibrated probabilities using Bayesian binning*, AAAI 2015)."""
+    _check_probabilities(probabilities, true)
     confidence, labels = probabilities.max(1)
     index = (confidence * bins).long().clamp(max=bins - 1).flatten()
     right = (labels == true).double().flatten()
@@ -73,6 +74,7 @@ def calibration_error(probabilities: Tensor, true: Tensor, bins: int = 15) -> fl
 
 def brier(probabilities: Tensor, true: Tensor) -> float:
     """Mean over the pixels of the squared distance between probabilities and the truth, from 0 to 2 (Brier, 1950)."""
+    _check_probabilities(probabilities, true)
     wanted = F.one_hot(true.long(), probabilities.shape[1]).movedim(-1, 1)
     return (probabilities.double() - wanted).square().sum(1).mean().item()
 
@@ -84,11 +86,20 @@ def risk_coverage(probabilities: Tensor, true: Tensor, points: int = 100) -> tup
 
     :return: coverage (points,) and risk (points,); the mean of the risk is the area under the curve.
     """
+    _check_probabilities(probabilities, true)
     confidence, labels = probabilities.max(1)
     wrong = (labels != true).double().flatten()[confidence.flatten().argsort(descending=True)]
     coverage = torch.arange(1, points + 1, dtype=torch.float64) / points
     count = (coverage * len(wrong)).long().clamp_min(1)
     return coverage, wrong.cumsum(0).cpu()[count - 1] / count
+
+
+def _check_probabilities(probabilities: Tensor, true: Tensor) -> None:
+    if probabilities.ndim != 4 or true.shape != (len(probabilities), *probabilities.shape[2:]):
+        shapes = f"{tuple(probabilities.shape)} and {tuple(true.shape)}"
+        raise ValueError(f"probabilities, true: expected (B, K, H, W) and (B, H, W), got {shapes}")
+    if (probabilities < 0).any() or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-2):
+        raise ValueError("probabilities: expected values that sum to 1 over the classes, got others")
 
 
 def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
@@ -99,6 +110,7 @@ def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor
 
 def _distance(metric, predicted, true, num_classes, spacing, **options) -> Tensor:
     found, wanted = _one_hot(predicted, true, num_classes)
+    spacing = [float(s) for s in spacing] if isinstance(spacing, (tuple, list)) else float(spacing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are empty; they come out as NaN
         result = metric(found, wanted, include_background=False, spacing=spacing, **options)

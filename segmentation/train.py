@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=int, help="epochs without a better Dice after which it stops")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rank, _ = processes.join()
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         training,
         classes,
         options.out,
-        network=network,
+        network=network.to(options.device),
         validation=validation,
         epochs=options.epochs,
         batch=options.batch,

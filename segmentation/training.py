@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,12 @@ def train(
     :param out: folder for ``checkpoint.pt``, ``weights.safetensors`` (those with the best Dice where there is
         validation), ``last.safetensors``, their cards, and ``log.csv`` with a row for each epoch.
     :param network: network to train or fine-tune; default a new :class:`segmentation.UNet`.
-    :param validation: slices whose Dice, the mean over classes and slices, chooses the best epoch. Take others to
-        test on.
+    :param validation: slices whose Dice, the mean over the slices and over the classes that they show, chooses the best
+        epoch. Take others to test on.
     :param epochs: passes through the slices.
     :param steps: length of an epoch in optimiser steps, default what one pass takes.
     :param batch: slices a step.
-    :param size: side of the square that is cut from each slice.
+    :param size: side of the square that is cut from each slice, anywhere where it is larger.
     :param learning_rate: peak learning rate.
     :param strength: of the augmentation; 0 is none.
     :param heads: put synthetic heads around skull-stripped brains, so that whole heads are segmented too.
@@ -76,12 +77,12 @@ def train(
     :param card: what the model card tells besides steps, CPU-hours and scores (data, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights, of the best epoch where there is validation.
-    :raises ValueError: without slices, for other shapes, for labels beyond the classes, or a batch that cannot be
-        shared out evenly.
+    :raises ValueError: without slices, for other shapes, for images that are not scaled to about [0, 1], for labels
+        beyond the classes, a batch that cannot be shared out evenly, or a folder with a run of other arguments.
     :raises FloatingPointError: when the loss is no longer finite.
     """
     rank, count = processes.join()
-    _check(pairs, classes, batch, count)
+    _check(pairs, network, classes, batch, count)
     if epochs < 1 or (steps is not None and steps < 1):
         raise ValueError(f"epochs, steps: expected at least 1, got {epochs} and {steps}")
     out = Path(out)
@@ -98,21 +99,33 @@ def train(
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps + 1, pct_start=0.05)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
     random = torch.Generator(device).manual_seed(seed + rank)
-    run = {"step": 0, "epoch": 0, "cpu_seconds": 0.0, "best": -1.0, "best_epoch": 0}
+    run = {"step": 0, "epoch": 0, "cpu_seconds": 0.0, "best": -1.0, "best_epoch": 0, "loss": 0.0, "stopped": False}
     half = files.half_is_fast(device) if half is None else half
 
     checkpoint = out / "checkpoint.pt"
+    arguments = {
+        "network": type(network).__name__, "slices": len(pairs), "data": _checksum(pairs), "epochs": epochs,
+        "steps": steps, "batch": batch, "size": size, "learning_rate": learning_rate, "strength": strength,
+        "heads": heads, "deep_supervision": deep_supervision, "half": half, "seed": seed,
+    }  # fmt: skip
     parts = {"network": model, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
+        for name, before in saved["arguments"].items():
+            if before != arguments[name]:
+                raise ValueError(
+                    f"out: {out} holds a run with {name} {before}, not {arguments[name]}; take another one"
+                )
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         run = saved["run"]
         random.set_state(saved["random"][rank].cpu())
+        if rank == 0:
+            _forget(out / "log.csv", run["epoch"])
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
-        states |= {"run": run, "random": processes.collect(random.get_state())}
+        states |= {"run": run, "arguments": arguments, "random": processes.collect(random.get_state())}
         if rank == 0:
             files.checkpoint(checkpoint, states)
         processes.wait()
@@ -125,14 +138,14 @@ def train(
     model.train()
     last_save, last_cpu = time.monotonic(), time.process_time()
     hidden = rank > 0 or not progress
-    for epoch in range(run["epoch"], epochs):
+    for epoch in range(run["epoch"], 0 if run["stopped"] else epochs):
         order = _order(len(pairs), epoch, steps * batch, seed)
         start = run["step"] - epoch * steps
         for step in tqdm(
             range(start, steps), f"epoch {epoch + 1}/{epochs}", steps, False, mininterval=5, disable=hidden
         ):
             chosen = [pairs[i] for i in order[step * batch : (step + 1) * batch][rank::count]]
-            images, labels = _batch(chosen, size, device)
+            images, labels = _batch(chosen, size, device, random)
             images, labels = augment(images, labels, size, random, strength, heads)
             images = standardise(images).to(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -147,7 +160,7 @@ def train(
             optimiser.step()
             rate.step()
             averaged.update_parameters(network)
-            run["step"] += 1
+            run |= {"step": run["step"] + 1, "loss": loss.item()}
             run["cpu_seconds"] += time.process_time() - last_cpu
             last_cpu = time.process_time()
             if processes.any_of(time.monotonic() - last_save > 60 * save_minutes):
@@ -155,27 +168,30 @@ def train(
                 last_save = time.monotonic()
 
         run["epoch"] = epoch + 1
+        processes.average(b for m in (network, averaged) for b in m.buffers() if b.is_floating_point())
         scores = validate(averaged.module, validation, classes) if len(validation) else {}
-        mean = float(np.mean(list(scores.values()))) if scores else 0.0
+        scores = processes.collect(scores)[0]  # one decision for all
+        told = np.array(list(scores.values()))
+        mean = float(np.nanmean(told)) if np.isfinite(told).any() else None
         if rank == 0:
             _log(
                 out / "log.csv",
-                {"epoch": epoch + 1, "cpu_seconds": round(run["cpu_seconds"]), "loss": loss.item()} | scores,
+                {"epoch": epoch + 1, "cpu_seconds": round(run["cpu_seconds"]), "loss": run["loss"]} | scores,
             )
-        if mean > run["best"] or not scores:
-            run |= {"best": mean, "best_epoch": epoch + 1}
+        if mean is None or mean > run["best"]:
+            run |= {"best": run["best"] if mean is None else mean, "best_epoch": epoch + 1}
             write("weights", scores)
-        stopped = patience is not None and epoch + 1 - run["best_epoch"] >= patience
-        if epoch + 1 == epochs or stopped:
+        run["stopped"] = patience is not None and epoch + 1 - run["best_epoch"] >= patience
+        if epoch + 1 == epochs or run["stopped"]:
             save_checkpoint()
             write("last", scores)
-        if stopped:
+        if run["stopped"]:
             break
         last_cpu = time.process_time()
     return files.read(out / "weights.safetensors", {type(network).__name__: type(network)}).to(device)
 
 
-def _check(pairs: list[Pair], classes: tuple[str, ...], batch: int, count: int) -> None:
+def _check(pairs: list[Pair], network: nn.Module | None, classes: tuple[str, ...], batch: int, count: int) -> None:
     if not pairs:
         raise ValueError("pairs: expected at least one labelled slice, got none")
     for index, (image, labels) in enumerate(pairs):
@@ -184,11 +200,35 @@ def _check(pairs: list[Pair], classes: tuple[str, ...], batch: int, count: int) 
                 f"pairs: expected images (H, W) or (C, H, W) with labels (H, W), got {image.shape} with {labels.shape} "
                 f"at {index}"
             )
-    largest = max(labels.max() for _, labels in pairs)
-    if largest >= len(classes):
-        raise ValueError(f"pairs: expected labels below {len(classes)}, the number of classes, got {largest}")
-    if batch % count:
+        if image.shape[:-2] != pairs[0][0].shape[:-2]:
+            raise ValueError(f"pairs: expected as many channels in each image, got {image.shape} at {index}")
+        if not np.issubdtype(image.dtype, np.floating) or not np.isfinite(image).all():
+            raise ValueError(f"pairs: expected finite floating-point images, got {image.dtype} at {index}")
+        low, high = np.percentile(image, (1, 99))
+        if low < -0.2 * max(high, 0) and low < -0.2:
+            raise ValueError(f"pairs: expected images scaled to about [0, 1], got {low:g} to {high:g} at {index}")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            found = f"{labels.min()} to {labels.max()}"
+            raise ValueError(
+                f"pairs: expected labels below {len(classes)}, the number of classes, and from 0, got {found}"
+            )
+    if network is not None and getattr(network, "num_classes", len(classes)) != len(classes):
+        raise ValueError(f"network: expected one for {len(classes)} classes, got one for {network.num_classes}")
+    if batch < 1 or batch % count:
         raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
+
+
+def _checksum(pairs: list[Pair]) -> int:
+    total = 0
+    for part in (part for pair in pairs for part in pair):
+        total = zlib.crc32(np.ascontiguousarray(part), total)
+    return total
+
+
+def _forget(log: Path, epochs: int) -> None:
+    """Drop what was written after the checkpoint."""
+    if log.exists():
+        files.replace(log, "".join(log.read_text().splitlines(True)[: 1 + epochs]).encode())
 
 
 def _order(slices: int, epoch: int, length: int, seed: int) -> np.ndarray:
@@ -197,12 +237,22 @@ def _order(slices: int, epoch: int, length: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(slices) for _ in range(-(-length // slices))])[:length]
 
 
-def _batch(pairs: list[Pair], size: int, device) -> tuple[Tensor, Tensor]:
-    """Images (B, C, S, S) and labels (B, S, S) on a canvas that leaves the augmentation room."""
+def _batch(pairs: list[Pair], size: int, device, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S) and labels (B, S, S) on a canvas that leaves the augmentation room: the middle of smaller
+    slices, any part of larger ones."""
     canvas = size * 4 // 3
-    images = torch.from_numpy(np.stack([fit(image, canvas) for image, _ in pairs]))
-    labels = torch.from_numpy(np.stack([fit(mask, canvas) for _, mask in pairs]))
+    cut = [_part(image, labels, canvas, random) for image, labels in pairs]
+    images = torch.from_numpy(np.stack([fit(image.astype(np.float32), canvas) for image, _ in cut]))
+    labels = torch.from_numpy(np.stack([fit(mask, canvas) for _, mask in cut]))
     return (images[:, None] if images.ndim == 3 else images).to(device), labels.to(device)
+
+
+def _part(image: np.ndarray, labels: np.ndarray, size: int, random: torch.Generator) -> Pair:
+    for axis in (-2, -1):
+        if (room := labels.shape[axis] - size) > 0:
+            start = torch.randint(room + 1, (), generator=random, device=random.device).item()
+            image, labels = (part.take(range(start, start + size), axis) for part in (image, labels))
+    return image, labels
 
 
 def _loss(criterion: nn.Module, logits: Tensor | list[Tensor], labels: Tensor) -> Tensor:
@@ -240,7 +290,7 @@ def validate(network: nn.Module, pairs: list[Pair], classes: tuple[str, ...]) ->
     device = next(network.parameters()).device
     scores = []
     for image, labels in pairs:
-        image = torch.from_numpy(image).to(device)
+        image = torch.from_numpy(image).to(device, torch.float32)
         image = (image[None] if image.ndim == 2 else image)[None]
         found = network(standardise(image)).argmax(1).cpu()
         scores.append(dice(found, torch.from_numpy(labels)[None].long(), len(classes))[0])

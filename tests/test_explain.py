@@ -90,6 +90,8 @@ def test_finer_steps_settle():
         changes.append(explain.unsettled(network, images))
     assert changes[0].shape == (1, 64, 64)
     assert changes[0].mean() > 4 * changes[1].mean() > 16 * changes[2].mean() > 0
+    with pytest.raises(ValueError, match="network: expected equations"):
+        explain.unsettled(segmentation.UNet(2), images)
 
 
 def test_attribution_is_faithful():
@@ -112,6 +114,8 @@ def test_attribution_is_faithful():
     assert coarse.max() > 0
     with pytest.raises(ValueError, match="method: expected"):
         explain.attribution(segmenter, image, 3, "guess")
+    with pytest.raises(ValueError, match="target: expected a class that is found"):
+        explain.deletion(segmenter, 0 * image + 1, coarse, 1)
 
 
 def test_curves_are_drawn(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import segmentation
-from segmentation import metrics
+from segmentation import metrics, training
 from segmentation.data import fit, read, read_volume, split
 from segmentation.evaluation import Scores, evaluate, interval
 from segmentation.implicit_ukan import ImplicitUKAN2
@@ -111,15 +111,76 @@ def test_bad_training_data(tmp_path):
     image, labels = blobs(1, 0)[0]
     with pytest.raises(ValueError, match="pairs: expected labels below 2"):
         segmentation.train([(image, labels * 3)], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="pairs: expected finite floating-point images, got uint8"):
+        segmentation.train([((255 * image).astype(np.uint8), labels)], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="pairs: expected images scaled to about"):
+        segmentation.train([(1000 * image - 1000, labels)], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="pairs: expected images"):
+        segmentation.train([(image[0], labels)], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="network: expected one for 2 classes, got one for 3"):
+        segmentation.train([(image, labels)], CLASSES, tmp_path, network=segmentation.UNet(3))
 
 
-def test_two_processes(tmp_path):
-    """torchrun with two processes on gloo, from the command line; their averaged gradients teach as one's do."""
+def test_resuming_asks_for_the_same_arguments(tmp_path):
+    pairs = blobs(4, 0)
+    segmentation.train(pairs, CLASSES, tmp_path, network=unet(), **QUICK)
+    for changed in ({"seed": 5}, {"epochs": QUICK.get("epochs", 2) + 1}):
+        with pytest.raises(ValueError, match=f"out: .* holds a run with {next(iter(changed))}"):
+            segmentation.train(pairs, CLASSES, tmp_path, network=unet(), **QUICK | changed)
+    with pytest.raises(ValueError, match="holds a run with data"):
+        segmentation.train(blobs(4, 1), CLASSES, tmp_path, network=unet(), **QUICK)
+
+
+def test_a_run_that_stopped_early_stays_so(tmp_path):
+    """And a class that the validation slices do not show does not count."""
+    names, options = (*CLASSES, "never"), QUICK | {"epochs": 6, "patience": 1, "learning_rate": 1e-9}
+    for _ in range(2):
+        torch.manual_seed(0)
+        made = segmentation.UNet(3, widths=(4, 8))
+        segmentation.train(blobs(4, 0), names, tmp_path, network=made, validation=blobs(2, 1), **options)
+        epochs = len((tmp_path / "log.csv").read_text().splitlines()) - 1
+        assert epochs < 6
+    assert segmentation.load(tmp_path / "weights.safetensors").classes == names
+
+
+def test_interrupted_after_the_last_step_of_an_epoch(tmp_path, monkeypatch):
+    """The log has each epoch once, and the weights are those of a run that nobody interrupted."""
+    pairs, calls = blobs(4, 0), []
+    options = QUICK | {"epochs": 3, "batch": 2, "save_minutes": 0.0}
+    whole = segmentation.train(pairs, CLASSES, tmp_path / "whole", network=unet(), **options)
+    augment = training.augment
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return augment(*arguments)
+
+    monkeypatch.setattr(training, "augment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segmentation.train(pairs, CLASSES, tmp_path / "parts", network=unet(), **options)
+    parts = segmentation.train(pairs, CLASSES, tmp_path / "parts", network=unet(), **options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
+    assert len((tmp_path / "parts" / "log.csv").read_text().splitlines()) == 4
+
+
+def test_any_part_of_large_slices_is_seen():
+    image, labels = np.zeros((300, 200), np.float32), np.zeros((300, 200), np.uint8)
+    labels[280:, 180:] = 1
+    random = torch.Generator().manual_seed(0)
+    seen = [training._batch([(image, labels)], 48, "cpu", random)[1].sum().item() for _ in range(200)]
+    assert 0 < np.count_nonzero(seen) < 100
+
+
+@pytest.mark.parametrize("model", ["light", "ukan"])
+def test_two_processes(tmp_path, model):
+    """torchrun with two processes on gloo, from the command line; their averaged gradients teach as one's do, and the
+    statistics of batch normalisation are averaged, too, so that both choose the same epoch."""
     pairs = blobs(8, 0)
     np.savez(tmp_path / "blobs.npz", images=[p[0] for p in pairs], masks=[p[1] for p in pairs])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["segmentation.train", str(tmp_path / "blobs.npz"), "--out", str(tmp_path / "out"), "--epochs", "2"]
-    command += ["--batch", "4", "--size", "48", "--classes", "background,blob", "--model", "light", "--test", "0"]
+    command += ["--batch", "4", "--size", "48", "--classes", "background,blob", "--model", model, "--test", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert segmentation.load(tmp_path / "out" / "weights.safetensors").classes == CLASSES
@@ -165,6 +226,35 @@ def test_reading_stacks(tmp_path):
         read(tmp_path / "none.npz")
 
 
+def test_labels_are_read_alike_in_all_cases(tmp_path):
+    """Class numbers stay where a single case has two of them; slices of one name are one case."""
+    masks = np.zeros((3, 8, 9), np.uint8)
+    masks[:, 0, 0], masks[0, 1, 1] = 2, 1
+    np.savez(tmp_path / "classes.npz", images=np.ones((3, 8, 9)), masks=masks, names=["p", "p", "q"])
+    cases = read(tmp_path / "classes.npz")
+    assert [len(pairs) for pairs in cases.values()] == [2, 1]
+    assert [sorted(np.unique(labels)) for pairs in cases.values() for _, labels in pairs] == [[0, 1, 2], [0, 2], [0, 2]]
+    np.savez(tmp_path / "mask.npz", images=np.ones((2, 8, 9)), masks=255 * np.stack([0 * masks[0], 0 * masks[0] + 1]))
+    assert [pairs[0][1].max() for pairs in read(tmp_path / "mask.npz").values()] == [0, 1]
+    for wrong in (masks - 1.0, masks + 0.5, masks + 300.0):
+        np.savez(tmp_path / "wrong.npz", images=np.ones((3, 8, 9)), masks=wrong)
+        with pytest.raises(ValueError, match="expected whole class numbers"):
+            read(tmp_path / "wrong.npz")
+    np.savez(tmp_path / "names.npz", images=np.ones((3, 8, 9)), masks=masks, names=["p", "q"])
+    with pytest.raises(ValueError, match="path: expected 3 names"):
+        read(tmp_path / "names.npz")
+
+
+def test_reading_hounsfield_units_without_a_window(tmp_path):
+    images = np.linspace(-1000, 1000, 144).reshape(1, 12, 12)
+    np.savez(tmp_path / "ct.npz", images=images, masks=np.eye(12, dtype=np.uint8)[None])
+    image = read(tmp_path / "ct.npz")["0"][0][0]
+    assert image.dtype == np.float32
+    assert (abs(image.min()), image.max()) == pytest.approx((0, 1), abs=0.01)
+    with pytest.raises(ValueError, match="window: expected a lower and a higher"):
+        read(tmp_path / "ct.npz", window=(240, -160))
+
+
 def test_reading_folders(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -174,8 +264,19 @@ def test_reading_folders(tmp_path):
     ((image, labels),) = read(tmp_path)["first"]
     np.testing.assert_allclose(image, colours.transpose(2, 0, 1) / np.percentile(colours, 99.9), atol=1e-6)
     assert labels.tolist() == np.eye(12, 10).tolist()
+    (tmp_path / "images" / ".DS_Store").write_text("")
+    Image.fromarray(colours).save(tmp_path / "images" / "scan.1.png")
+    Image.fromarray(np.tile(np.eye(12, 10, dtype=np.uint8) * 255, (1, 1))).save(
+        tmp_path / "masks" / "scan.1.jpg", quality=60
+    )
+    pairs = read(tmp_path)
+    assert list(pairs) == ["first", "scan.1"]
+    assert set(np.unique(pairs["scan.1"][0][1])) == {0, 1}
     Image.fromarray(colours).save(tmp_path / "images" / "second.png")
     with pytest.raises(FileNotFoundError, match="no labels for second"):
+        read(tmp_path)
+    (tmp_path / "images" / "second.png").rename(tmp_path / "masks" / "second.png")
+    with pytest.raises(FileNotFoundError, match="no image for second"):
         read(tmp_path)
     with pytest.raises(ValueError, match=r"path: expected \.npz, nnU-Net's layout"):
         read(tmp_path / "masks")
@@ -208,6 +309,12 @@ def test_splits_are_kept(tmp_path):
     assert split(names, tmp_path / "split.json", validation=0.5, seed=9) == parts
     with pytest.raises(ValueError, match="splits cases that are not there"):
         split(names[1:5], tmp_path / "split.json")
+    split(names, tmp_path / "fold.json", folds=3, fold=0)
+    with pytest.raises(ValueError, match="keeps another split"):
+        split(names, tmp_path / "fold.json", folds=3, fold=1)
+    assert [len(part) for part in split(["a", "b", "c"]).values()] == [1, 1, 1]
+    with pytest.raises(ValueError, match="validation: expected a share"):
+        split(names, validation=-0.2)
     folds = [split(names, folds=3, fold=k, test=0.1) for k in range(3)]
     assert sorted(name for fold in folds for name in fold["validation"]) == sorted(set(names) - set(folds[0]["test"]))
     assert all(not set(fold["training"]) & set(fold["validation"]) for fold in folds)
@@ -256,6 +363,11 @@ def test_pooled_scores_and_probabilities():
     assert metrics.calibration_error(certain, truth) == pytest.approx(0.05)
     doubtful = certain.clone()
     doubtful[1, :, 1] = torch.tensor([0.4, 0.6])[:, None]
+    for score in (metrics.brier, metrics.risk_coverage, metrics.calibration_error):
+        with pytest.raises(ValueError, match="probabilities"):
+            score(5 * doubtful, truth)
+        with pytest.raises(ValueError, match="probabilities"):
+            score(doubtful, truth[:, None])
     coverage, risk = metrics.risk_coverage(doubtful, truth, 20)
     assert coverage[-1] == 1
     assert risk[:-1].abs().max() == 0
