@@ -29,6 +29,13 @@ def brain() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(image).float()[:, None] / image.max(), torch.from_numpy(labels).long()
 
 
+def with_phase(image: torch.Tensor) -> torch.Tensor:
+    """Complex images (B, 2, H, W) of magnitudes (B, 1, H, W), with a smooth phase as scanners leave it."""
+    v, u = torch.meshgrid(*(torch.linspace(-1, 1, n, device=image.device) for n in image.shape[-2:]), indexing="ij")
+    phase = 0.6 * u - 0.9 * v + 0.8 * u * v + 0.5 * v**2
+    return torch.cat([image * phase.cos(), image * phase.sin()], 1)
+
+
 def measure(image: torch.Tensor, acceleration: float, coils: int = 8, noise: float = 0.01, seed: int = 0):
     """Simulated undersampled multi-coil k-space of magnitude images, coil sensitivities estimated from it.
 
@@ -39,9 +46,7 @@ def measure(image: torch.Tensor, acceleration: float, coils: int = 8, noise: flo
     :return: operator, measurements (B, 2, N, H, W), and the complex image (B, 2, H, W) that was measured.
     """
     height, width = image.shape[-2:]
-    v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    phase = 0.6 * u - 0.9 * v + 0.8 * u * v + 0.5 * v**2
-    truth = torch.cat([image * torch.cos(phase), image * torch.sin(phase)], 1)
+    truth = with_phase(image)
     mask = operators.masks.cartesian((height, width), acceleration, calibration=24, seed=seed)
     scanner = operators.MRI(mask, operators.coils.birdcage((height, width), coils))
     y = scanner.A(truth)

@@ -419,6 +419,15 @@ def test_vertebra_task(tmp_path, monkeypatch, segmenter):
         tasks.vertebra(tmp_path / "slices.npz", count=9)
 
 
+def test_brain_task_of_the_bundled_template():
+    from pnp.joint import tasks
+
+    task = tasks.brain_tissue()
+    assert [tuple(image.shape) for image, _ in task.cases] == [(1, 2, 192, 192)] * 3
+    frame = task.evaluate(["direct", "oracle"]).frame
+    assert (frame[frame.solver == "oracle"]["dice"] > 0.8).all()
+
+
 def test_brain_and_breast_tasks(data):
     from pnp.joint import tasks
 

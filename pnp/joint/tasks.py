@@ -6,7 +6,7 @@ Their images come from folders of the user's, laid out as described at each; the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 import operators
 import segmentation
 from operators import coils, masks, trajectories
+from pnp import demo
 from pnp.joint.evaluation import evaluate
 from pnp.joint.table import Table
 from segmentation.data import fit, read, read_volume
@@ -49,24 +50,29 @@ class Task:
 
 
 def brain_tissue(
-    images: list[str | Path], labels: list[str | Path], *, count: int = 20, size: int = 192, model: str = "light"
+    images: Sequence[str | Path] = (),
+    labels: Sequence[str | Path] = (),
+    *,
+    count: int | None = None,
+    size: int = 192,
+    model: str = "light",
 ) -> Task:
     """T1 brains by multi-coil MRI: Cartesian 4x and 8x, radial 8x; 8 coils, 1 % noise, a smooth phase.
 
-    :param images: NIfTI volumes, skull-stripped or not; slices are taken along the second axis.
+    :param images: NIfTI volumes, skull-stripped or not; slices are taken along the second axis. Without any, the three
+        slices of the ICBM152 template that are in the package.
     :param labels: NIfTI volumes of 0 background, 1 ventricular CSF, 2 grey matter, 3 white matter.
-    :param count: slices in all, evenly spread over the volumes.
+    :param count: slices in all, evenly spread over the volumes, default 20 or what there is.
     :param size: side of the square images in pixels.
     :param model: the segmenter's network.
     """
     slices = [pair for paths in zip(images, labels, strict=True) for pair in read_volume(*paths, axes=(1,))[15:-15]]
+    if not slices:
+        slices = [(image[0].numpy(), tissue.numpy()) for image, tissue in zip(*demo.brain())]
     cases = []
-    for image, classes in _spread(slices, count):
+    for image, classes in _spread(slices, min(20, len(slices)) if count is None else count):
         magnitude = torch.from_numpy(fit(image, size))[None, None].clamp_min(0)
-        v, u = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
-        phase = 0.6 * u - 0.9 * v + 0.8 * u * v + 0.5 * v**2
-        complex_image = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], 1)
-        cases.append((complex_image, torch.from_numpy(fit(classes, size))[None].long()))
+        cases.append((demo.with_phase(magnitude), torch.from_numpy(fit(classes, size))[None].long()))
     shape, maps = (size, size), coils.birdcage((size, size), 8)
     spokes = round(size * math.pi / 2 / 8)
     scanners = {
