@@ -5,7 +5,9 @@
 Operators and images are those of solvers.py; the noise level is not given. Eight samples of ten denoiser calls each;
 the interval of a pixel is the samples' mean plus and minus Student's t times their standard deviation. Coverage is of
 all pixels' magnitudes, its mean over the images and the lowest and highest image; Spearman's correlation is between
-error and standard deviation, the mean over the images.
+error and standard deviation, the mean over the images. Perception against distortion: PSNR and HaarPSI (a perceptual
+similarity, 1 for equal images; Reisenhofer et al., 2018) of the samples' mean and of one sample; and how blurred truth,
+mean and sample look by themselves (Crete et al., 2007; deepinv's ``BlurStrength``, from 0 to 1).
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 # some files here are named like the packages that they measure
 sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
+import deepinv
 import torch
 from scipy import stats
 
@@ -39,8 +42,9 @@ def main():
     torch.set_num_threads(1)
     denoiser = denoisers.load("medical")
     reach = stats.t.ppf(0.95, options.samples - 1) * math.sqrt(1 + 1 / options.samples)
-    print("| operator | coverage, lowest to highest | error / spread | Spearman | PSNR of the mean | of one sample |")
-    print("|---" * 6 + "|")
+    haarpsi, blur = deepinv.metric.HaarPSI(), deepinv.metric.BlurStrength()
+    print("| operator | coverage, lowest to highest | error / spread | Spearman | PSNR of mean, sample |", end=" ")
+    print("HaarPSI of mean, sample | blur of truth, mean, sample |\n" + "|---" * 7 + "|")
     for name in options.only.split(",") if options.only else SOLVERS["OPERATORS"]:
         op, truth, y, _ = SOLVERS["case"](name, options)
         samples = pnp.sample(op, y, denoiser, n=options.samples, algorithm=options.algorithm, seed=0)
@@ -49,10 +53,13 @@ def main():
         coverage = (error <= reach * spread).float().mean((1, 2))
         ratio = (error.square().mean((1, 2)) / spread.square().mean((1, 2))).sqrt().mean()
         rank = sum(stats.spearmanr(e.flatten(), s.flatten()).statistic for e, s in zip(error, spread)) / len(error)
+        images = [quality.magnitude(x)[:, None].clamp(0, 1) for x in (truth, samples.mean, samples.x[0])]
         mean, one = (SOLVERS["scores"](x, truth).mean() for x in (samples.mean, samples.x[0]))
+        alike = ", ".join(f"{haarpsi(x, images[0]).mean():.3f}" for x in images[1:])
+        blurred = ", ".join(f"{blur(x).mean():.3f}" for x in images)
         low, high = coverage.min(), coverage.max()
         print(f"| {name} | {coverage.mean():.2f}, {low:.2f} to {high:.2f} | {ratio:.2f} | {rank:.2f} |", end=" ")
-        print(f"{mean:.2f} dB | {one:.2f} dB |", flush=True)
+        print(f"{mean:.2f}, {one:.2f} dB | {alike} | {blurred} |", flush=True)
 
 
 if __name__ == "__main__":
