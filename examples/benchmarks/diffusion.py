@@ -4,8 +4,9 @@
         [--calls 10,100] [--dps]
 
 Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
-images; the noise level is not given. Mean PSNR in dB of point estimates and of single samples, with each method's own
-constants; then with those of its ``SETTINGS`` that suit an image best, picked with the truth. ``--dps`` adds DPS with
+images; the noise level is not given. Mean PSNR in dB and SSIM of point estimates and of single samples, with each
+method's own constants; then with those of its ``SETTINGS`` that suit an image's PSNR best, picked with the truth;
+coverage and spread of samples are in samples.py. ``--dps`` adds DPS with
 1000 calls, and deepinv's with its own settings, the operator scaled to norm 1.
 """
 
@@ -27,6 +28,7 @@ import denoisers
 import operators
 import pnp
 from operators.mri import from_complex, to_complex
+from pnp import quality
 from pnp.algorithms import DiffPIR, find
 from pnp.problem import Problem
 
@@ -68,24 +70,29 @@ def main():
     for name in options.only.split(",") if options.only else OPERATORS:
         op, y, score = case(name, options)
         for method in names:
-            figures = [f"{scores(method, op, y, denoiser, score, count).mean():.2f}" for count in calls]
+            figures = [text(scores(method, op, y, denoiser, score, count)) for count in calls]
             if not options.without_oracle:
-                figures += [f"{oracle(method, op, y, denoiser, score, count):.2f}" for count in TUNED]
+                figures += [text(oracle(method, op, y, denoiser, score, count)) for count in TUNED]
             print(f"| {name} | {method} | " + " | ".join(figures) + " |", flush=True)
         if options.dps:
-            figure = scores("dps", op, y, denoiser, score, 1000).mean()
-            print(f"| {name} | dps, 1000 calls | {figure:.2f} |", flush=True)
+            print(f"| {name} | dps, 1000 calls | {text(scores('dps', op, y, denoiser, score, 1000))} |", flush=True)
             if not options.without_oracle:
-                best = oracle("dps", op, y, denoiser, score, 1000)
-                print(f"| {name} | dps, best of 1000 calls | {best:.2f} |", flush=True)
-            print(f"| {name} | deepinv's DPS, 1000 calls | {dps(op, y, denoiser, score):.2f} |", flush=True)
+                best = text(oracle("dps", op, y, denoiser, score, 1000))
+                print(f"| {name} | dps, best of 1000 calls | {best} |", flush=True)
+            print(f"| {name} | deepinv's DPS, 1000 calls | {text(dps(op, y, denoiser, score))} |", flush=True)
+
+
+def text(found):
+    """Means over the images of PSNR and SSIM."""
+    psnr, ssim = found.mean(0)
+    return f"{psnr:.2f}, {ssim:.3f}"
 
 
 def case(name, options):
-    """Operator, measurements and a function that gives the PSNR of images."""
+    """Operator, measurements and a function that gives PSNR and SSIM of images, (B, 2)."""
     if name != "k-space":
         op, truth, y, _ = SOLVERS["case"](name, options)
-        return op, y, lambda x: SOLVERS["scores"](x, truth)
+        return op, y, lambda x: torch.stack([SOLVERS["scores"](x, truth), quality.ssim(x, truth)], 1)
     full = torch.from_numpy(np.load(options.data / "kspace8ch" / "full.npy"))
     shape, seeds = full.shape[1:], range(options.images)
     mask = torch.stack([operators.masks.cartesian(shape, 4, calibration=24, seed=seed) for seed in seeds])[:, None]
@@ -95,13 +102,13 @@ def case(name, options):
 
     def score(x):
         images = to_complex(x).abs().numpy()
-        return torch.tensor([KSPACE["scores"](image, own, head)[0] for image, own in zip(images, references)])
+        return torch.tensor([KSPACE["scores"](image, own, head) for image, own in zip(images, references)])
 
     return operators.MRI(mask, maps), from_complex(y), score
 
 
 def scores(method, op, y, denoiser, score, count, **settings):
-    """PSNR in dB of each image, NaN where the iteration diverges."""
+    """PSNR in dB and SSIM of each image, NaN where the iteration diverges."""
     algorithm = replace(find(method, count), **settings)
     try:
         if isinstance(algorithm, DiffPIR):
@@ -109,7 +116,7 @@ def scores(method, op, y, denoiser, score, count, **settings):
         else:
             x = pnp.solve(op, y, denoiser, algorithm=algorithm, seed=0).x
     except pnp.DivergenceError:
-        return torch.full((len(y),), torch.nan)
+        return torch.full((len(y), 2), torch.nan)
     return score(x)
 
 
@@ -117,14 +124,16 @@ def oracle(method, op, y, denoiser, score, count):
     grid = SETTINGS[method]
     tried = (dict(zip(grid, values)) for values in itertools.product(*grid.values()))
     found = [scores(method, op, y, denoiser, score, count, **settings) for settings in tried]
-    return torch.stack(found).nan_to_num(-torch.inf).amax(0).mean()
+    found = torch.stack(found).nan_to_num(-torch.inf)  # (settings, images, 2)
+    best = found[..., 0].argmax(0)
+    return found[best, torch.arange(len(best))]
 
 
 def dps(op, y, denoiser, score):
     norm = Problem(op, y, None).norm.mean().sqrt().item()
     channels = denoisers.adapt(denoiser, channels=op.A_adjoint(y).shape[1] > 1)
     sampler = deepinv.sampling.DPS(channels, num_steps=1000, weight=1 / norm, dtype=torch.float32)
-    return score(sampler(y, op, x_init=op.A_adjoint(y).shape, seed=0)).mean()
+    return score(sampler(y, op, x_init=op.A_adjoint(y).shape, seed=0))
 
 
 if __name__ == "__main__":
