@@ -1,6 +1,6 @@
 """Which algorithms converge with which denoisers: the change from iteration to iteration at a constant level.
 
-    python examples/convergence.py [--iterations 500] [--out examples]
+    python examples/convergence.py [--iterations 150] [--out examples]      # the gallery's figure has 500
 
 A T1 slice measured with 4 coils, 4x undersampled, 1 % noise; every algorithm keeps one denoiser level and one data
 weight. A curve ends where the solver stops because nothing moves any more; bfloat16 rounds to about 2e-4, below which
@@ -34,7 +34,7 @@ NOISE = 0.01
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--iterations", type=int, default=150)
     parser.add_argument("--descent", type=int, default=200, help="iterations of gradient-step descent")
     parser.add_argument("--out", type=Path, default=Path("examples"), help="folder of the figure")
     options = parser.parse_args()
