@@ -56,14 +56,14 @@ def main():
     cases = [case for group in found for case in group]
     if len(groups) == 2:
         for level in LEVELS:
+            for segmented, *_ in cases:
+                segmented.widening = 1.0
             coverage(cases, level, "as they are")
             for own, other in (found, found[::-1]):
                 widening = calibrated([case[0] for case in other], [case[3] for case in other], level)
                 for segmented, *_ in own:
                     segmented.widening = widening
             coverage(cases, level, "widened")
-            for segmented, *_ in cases if level != LEVELS[-1] else ():
-                segmented.widening = 1.0
         correlations(cases)
     picture(cases, options.out)
 

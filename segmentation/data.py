@@ -116,9 +116,10 @@ def _read_image(file: Path, grey: bool = False) -> np.ndarray:
     from PIL import Image
 
     picture = Image.open(file)
+    compressed = picture.format == "JPEG"
     if grey and picture.mode in ("RGB", "RGBA"):
         picture = picture.convert("L")
-    if grey and picture.format == "JPEG":  # whose rounding leaves more than two values of a mask
+    if grey and compressed:  # whose rounding leaves more than two values of a mask
         mask = np.asarray(picture)
         if 0 < mask.max() < 128:
             raise ValueError(f"path: expected white objects in JPEG masks, {file} has values up to {mask.max()}")

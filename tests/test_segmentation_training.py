@@ -266,7 +266,7 @@ def test_reading_folders(tmp_path):
     assert labels.tolist() == np.eye(12, 10).tolist()
     (tmp_path / "images" / ".DS_Store").write_text("")
     Image.fromarray(colours).save(tmp_path / "images" / "scan.1.png")
-    Image.fromarray(np.tile(np.eye(12, 10, dtype=np.uint8) * 255, (1, 1))).save(
+    Image.fromarray(np.eye(12, 10, dtype=np.uint8) * 255).convert("RGB").save(
         tmp_path / "masks" / "scan.1.jpg", quality=60
     )
     pairs = read(tmp_path)

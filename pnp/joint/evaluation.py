@@ -91,14 +91,13 @@ def evaluate(
         raise ValueError("solvers: the oracle needs an image, a case has measurements only")
     levels = noise_levels(noise, operators)
     if denoiser is None and any(isinstance(solver, str) and solver != ORACLE for solver in solvers.values()):
-        denoiser = _default_denoiser()
+        denoiser = default_denoiser()
     rows = _read(out)
     done = {tuple(str(row.get(key)) for key in (*KEYS, MARK)) for row in rows}
     shared, marks, jobs = _mark(segmenter, denoiser, seed, spacing), {}, []
     for index, case in enumerate(cases):
         for number, name in enumerate(operators):
-            marks[index, name] = _mark(shared, *case, operators[name], levels[name], number)
-            mark = marks[index, name]
+            marks[index, name] = mark = _mark(shared, *case, operators[name], levels[name], number)
             missing = {s: solver for s, solver in solvers.items() if (str(index), name, s, mark) not in done}
             if missing:
                 settings = (denoiser, levels[name], (seed, index, number), spacing, mark)
@@ -147,7 +146,8 @@ def noise_levels(noise: float | Mapping[str, float | None] | None, operators: Ma
     return dict(levels)
 
 
-def _default_denoiser() -> nn.Module:
+def default_denoiser() -> nn.Module:
+    """The one that named solvers get where none is given."""
     import denoisers
 
     return denoisers.load("medical")

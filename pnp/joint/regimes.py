@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from pnp import quality
-from pnp.joint.evaluation import measure, noise_levels, reconstruct
+from pnp.joint.evaluation import default_denoiser, measure, noise_levels, reconstruct
 from segmentation.data import Pair
 
 
@@ -40,9 +40,7 @@ def through(
         raise ValueError(f"share: expected 0 to 1, got {share}")
     levels = noise_levels(noise, operators)
     if denoiser is None and not callable(solver):
-        import denoisers
-
-        denoiser = denoisers.load("medical")
+        denoiser = default_denoiser()
     rng, names, found = np.random.default_rng(seed), list(operators), []
     for index, (image, labels) in enumerate(tqdm(pairs, "reconstructing", disable=not progress)):
         name, clean = names[rng.integers(len(names))], rng.random() >= share

@@ -83,13 +83,11 @@ class Table:
             tables = [part.pivot(index="case", columns="solver", values=score).dropna() for score in (first, second)]
             common = tables[0].index.intersection(tables[1].index)
             a, b = (table.loc[common].reindex(cases).to_numpy() for table in tables)
-            drawn = [_spearman(a[k], b[k]) for k in chosen if np.isin(cases[k], common).any()]
+            drawn = [_spearman(a[k], b[k]) for k in chosen]
             by_operator[operator] = {"rho": _spearman(a, b)} | _range(drawn, level)
             all_draws.append(drawn)
         rho = float(np.mean([value["rho"] for value in by_operator.values()]))
-        length = min(map(len, all_draws))
-        means = np.mean([drawn[:length] for drawn in all_draws], 0)
-        return {"rho": rho} | _range(means, level) | {"by_operator": by_operator}
+        return {"rho": rho} | _range(np.mean(all_draws, 0), level) | {"by_operator": by_operator}
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Dice against PSNR (a marker for each solver, a colour for each operator; lines for the oracle and, dotted,
@@ -150,11 +148,13 @@ def _signed_rank(differences: np.ndarray) -> float:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Between the orders of the columns by their means over the rows that are there."""
+    """Between the orders of the columns by their means over the rows that are there, NaN without any."""
+    if np.isnan(a).all():
+        return float("nan")
     a, b = (stats.rankdata(np.nanmean(values, 0)) for values in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
 
 
 def _range(values: np.ndarray, level: float) -> dict[str, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return {"low": float(low), "high": float(high)}
