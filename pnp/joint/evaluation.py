@@ -127,9 +127,8 @@ def check_case(index: int, case: tuple, operators: Mapping, classes: int) -> tup
     if image is not None and (image.ndim != 4 or len(image) != 1 or image.shape[1] > 2):
         raise ValueError(f"cases: expected an image (1, 1 or 2, H, W), got {tuple(image.shape)} in case {index}")
     if labels.ndim != 3 or (image is not None and labels.shape != (1, *image.shape[-2:])):
-        raise ValueError(
-            f"cases: expected labels (1, H, W) of the image's size, got {tuple(labels.shape)} in case {index}"
-        )
+        wanted = "(1, H, W)" if image is None else (1, *image.shape[-2:])
+        raise ValueError(f"cases: expected labels {wanted} like the image, got {tuple(labels.shape)} in case {index}")
     if labels.min() < 0 or labels.max() >= classes or (labels != labels.long()).any():
         found = f"{labels.min()} to {labels.max()} in case {index}"
         raise ValueError(f"cases: expected whole labels from 0 to {classes - 1}, the segmenter's classes, got {found}")
