@@ -65,9 +65,15 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     gram = x @ x.mT
-    total = identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-    for _ in range(iterations):  # x <- factor x, but only the small matrices go through the iteration
-        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
-        total, gram = factor @ total, factor @ factor @ gram
+    identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+
+    def factor(gram):
+        return 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+
+    total = last = factor(gram)
+    for _ in range(iterations - 1):  # x <- factor x, but only the small matrices go through the iteration
+        gram = last @ last @ gram
+        last = factor(gram)
+        total = last @ total
     x = total @ x
     return x.mT if tall else x

@@ -36,7 +36,7 @@ VARIANTS = {
         "half": True,
         "mixed": False,
         "separable": (False, False, False, True, True),
-        "merge": 3,
+        "merge": 1,
     },
 }
 
@@ -49,9 +49,9 @@ class ImplicitUKAN2(nn.Module):
     followed by a depthwise convolution.
 
     ``variant="paper"`` has the paper's five levels of 6 to 160 channels and a bottleneck of 256; what is faster here is
-    one step at each level, separable convolutions from 1/4 of the resolution down, and 1 x 1 convolutions where the
-    skip connections join. ``"light"`` starts at half of the resolution by rearranging pixels into channels, which loses
-    nothing, and has one curve for each channel instead of one for each connection.
+    one step at each level and separable convolutions from 1/4 of the resolution down. ``"light"`` starts at half of the
+    resolution by rearranging pixels into channels, which loses nothing, and has one curve for each channel instead of
+    one for each connection. In both, skip connections join by 1 x 1 convolutions.
 
     :param num_classes: number of classes K, background included.
     :param in_channels: image channels C.
