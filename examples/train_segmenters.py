@@ -56,7 +56,7 @@ TASKS = {
     "brain-tissue": {
         "load": brain_tissue,
         "classes": ("background", "CSF", "grey matter", "white matter"),
-        "settings": {"epochs": 60, "steps": 100, "size": 192, "heads": True},
+        "settings": {"epochs": 40, "steps": 400, "size": 192, "heads": True},
         "card": {
             "task": "tissue of T1 brains, with or without skull: ventricular CSF, grey matter, white matter",
             "data": "IBSR-18 (MGH CMA), subjects 01 03 05 06 07 08 18; 16 for validation; 04 and 09 for the test",
@@ -66,7 +66,7 @@ TASKS = {
     "breast-lesion": {
         "load": breast_lesion,
         "classes": ("background", "lesion"),
-        "settings": {"epochs": 100, "size": 256},
+        "settings": {"epochs": 50, "size": 256},
         "card": {
             "task": "benign and malignant lesions on breast ultrasound (B-mode)",
             "data": "BUSI (Al-Dhabyani et al., 2020), 516 images with lesions; tested on the last 26 and 51 others",
@@ -76,7 +76,7 @@ TASKS = {
     "vertebra": {
         "load": vertebra,
         "classes": ("background", "vertebra"),
-        "settings": {"epochs": 60, "size": 128},
+        "settings": {"epochs": 20, "size": 128},
         "card": {
             "task": "vertebrae on windowed CT slices",
             "data": "1600 slices, nine volumes, of the EGE-UNet repository, 128 x 128; one volume validates, one tests",

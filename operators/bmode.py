@@ -15,6 +15,8 @@ def envelope(rf: Tensor, dim: int = -2) -> Tensor:
     """
     if rf.is_complex() or not rf.is_floating_point():
         raise ValueError(f"rf: expected a real floating-point tensor, got {rf.dtype}")
+    if not torch.isfinite(rf).all():
+        raise ValueError("rf: expected finite values, got NaN or infinity")
     count = rf.shape[dim]
     one_sided = torch.zeros(count, dtype=rf.dtype, device=rf.device)
     one_sided[0] = 1
@@ -33,8 +35,8 @@ def log_compress(envelope: Tensor, dynamic_range: float = 60.0) -> Tensor:
     """
     if not dynamic_range > 0:
         raise ValueError(f"dynamic_range: expected a positive number of dB, got {dynamic_range}")
-    if not (envelope >= 0).all():
-        raise ValueError("envelope: expected values of at least 0; take the envelope of a radio-frequency image first")
+    if not (envelope >= 0).all() or torch.isinf(envelope).any():
+        raise ValueError("envelope: expected finite values of at least 0; radio-frequency images have an envelope")
     largest = envelope.flatten(1).amax(1).reshape(-1, *[1] * (envelope.ndim - 1))
     decibels = 20 * torch.log10((envelope / largest.clamp_min(1e-30)).clamp_min(1e-30))
     return (1 + decibels / dynamic_range).clamp(0, 1)

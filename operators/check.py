@@ -77,8 +77,11 @@ def check(
     z = random()
     linearity = _error(op.A(2 * x - 3 * z), 2 * measured - 3 * op.A(z))
     normal = _error(op.A_adjoint_A(x), op.A_adjoint(measured))
-    # alone, an item may still be measured several ways: with the parameters of each item
-    batch = max(_error(all_items[:1], alone[:1]) for all_items, alone in zip(_parts(measured), _parts(op.A(x[:1]))))
+    batch = max(
+        _error(items[k : k + 1], alone[k : k + 1] if len(alone) == len(x) else alone)  # measured with each parameter
+        for k in range(len(x))
+        for items, alone in zip(_parts(measured), _parts(op.A(x[k : k + 1])))
+    )
 
     image, data = x.clone().requires_grad_(), y if isinstance(y, TensorList) else y.clone().requires_grad_()
     gradient = _error(_slope(_inner_tensor(op.A(image), y), image), op.A_adjoint(y))

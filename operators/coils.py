@@ -8,6 +8,8 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from operators.operator import whole
+
 
 def espirit(
     kspace: Tensor,
@@ -19,8 +21,8 @@ def espirit(
     """Coil sensitivities from the calibration region of k-space.
 
     ESPIRiT: Uecker et al., *ESPIRiT - an eigenvalue approach to autocalibrating parallel MRI*, Magn Reson Med 2014.
-    The maps have unit norm over the coils and the phase of the first coil; they are 0 where the eigenvalue stays
-    below ``crop``, which is where there is no signal.
+    The maps have unit norm over the coils; their phase is taken relative to the coils' first principal component, which
+    sees all that they see. They are 0 where the eigenvalue stays below ``crop``, which is where there is no signal.
 
     :param kspace: complex k-space (N, H, W), fully sampled around (H // 2, W // 2).
     :param calibration: side of the square of k-space that is used, or its (rows, columns).
@@ -32,7 +34,10 @@ def espirit(
     """
     kspace = check_kspace(kspace)
     coils, height, width = kspace.shape
-    rows, columns = (calibration, calibration) if isinstance(calibration, int) else calibration
+    rows, columns = calibration if isinstance(calibration, tuple) else (calibration, calibration)
+    rows, columns, kernel = whole("calibration", rows), whole("calibration", columns), whole("kernel", kernel)
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a share from 0 to below 1, got {threshold}")
     region = central(kspace, min(rows, height), min(columns, width))
     if min(region.shape[1:]) < kernel:
         raise ValueError(f"calibration: expected at least the kernel's {kernel} samples, got {tuple(region.shape[1:])}")
@@ -60,7 +65,8 @@ def espirit(
 
     eigenvalues, eigenvectors = torch.linalg.eigh(images.permute(2, 3, 0, 1))
     maps = eigenvectors[..., -1].permute(2, 0, 1)
-    maps = maps * torch.exp(-1j * maps[:1].angle())
+    seen = torch.einsum("n,nyx->yx", _strongest(region, 1)[:, 0].conj(), maps)
+    maps = maps * torch.exp(-1j * seen.angle())
     return (maps * (eigenvalues[..., -1] > crop)).to(kspace.dtype)
 
 
@@ -113,6 +119,8 @@ def whiten(kspace: Tensor, covariance: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(covariance.to(kspace.dtype))
     if failed:
         raise ValueError("covariance: expected a positive definite matrix")
+    if len(factor) != len(kspace):
+        raise ValueError(f"covariance: expected that of {len(kspace)} coils, got {tuple(covariance.shape)}")
     flat = torch.linalg.solve_triangular(factor, kspace.reshape(len(kspace), -1), upper=False)
     return flat.reshape(kspace.shape)
 
@@ -124,9 +132,16 @@ def compress(kspace: Tensor, coils: int) -> Tensor:
     """
     if not 1 <= coils <= len(kspace):
         raise ValueError(f"coils: expected 1 to {len(kspace)}, got {coils}")
+    return torch.einsum("nc,n...->c...", _strongest(kspace, coils).conj(), kspace)
+
+
+def _strongest(kspace: Tensor, count: int) -> Tensor:
+    """The first principal components over the coils of k-space (N, ...), (N, count)."""
     flat = kspace.reshape(len(kspace), -1)
     _, vectors = torch.linalg.eigh(flat @ flat.mH)
-    return (vectors[:, -coils:].flip(1).mH @ flat).reshape(coils, *kspace.shape[1:])
+    vectors = vectors[:, -count:].flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return vectors * largest.conj() / largest.abs()  # eigenvectors are known up to a phase
 
 
 def central(kspace: Tensor, rows: int, columns: int) -> Tensor:

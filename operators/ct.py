@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from operators.fbp import ramp_filter, view_weights
-from operators.operator import Operator, check_real
+from operators.operator import Operator, check_real, own, sizes, whole
 from operators.radon import Radon
 
 
@@ -71,17 +71,16 @@ class ParallelBeamCT(Tomograph):
     ):
         angles = check_angles(angles)
         device = angles.device if device is None else device
-        height, width = check_shape(shape)
+        height, width = sizes("shape", shape)
         arguments = {} if noise_model is None else {"noise_model": noise_model}
         super().__init__(img_size=(1, height, width), device=device, solver="CG", **arguments)
         if not (math.isfinite(spacing) and spacing > 0 and math.isfinite(offset)):
             raise ValueError(f"spacing, offset: expected a positive and a finite number, got {spacing} and {offset}")
         if detectors is None:
             detectors = math.ceil((math.hypot(height, width) + 2 * abs(offset)) / spacing)
-        if detectors < 1:
-            raise ValueError(f"detectors: expected at least 1, got {detectors}")
         self.image_shape = (1, height, width)
-        self.detectors, self.spacing, self.offset, self.eps = int(detectors), float(spacing), float(offset), eps
+        self.detectors = whole("detectors", detectors)
+        self.spacing, self.offset, self.eps = float(spacing), float(offset), eps
         self.register_buffer("angles", None)
         self._set(angles.to(device))
 
@@ -113,7 +112,7 @@ class ParallelBeamCT(Tomograph):
             return torch.special.sinc(frequency * self.spacing / (2 * math.pi))
 
         self._radon = Radon(self.image_shape[1:], angles, self.detectors, self.spacing, self.offset, bins, self.eps)
-        self.angles = angles
+        self.angles = own(angles)
         self._forget()
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
@@ -122,6 +121,8 @@ class ParallelBeamCT(Tomograph):
 
 def hounsfield(attenuation: Tensor, water: float) -> Tensor:
     """Hounsfield units of attenuation coefficients; ``water`` is water's, in the same units."""
+    if not water > 0:
+        raise ValueError(f"water: expected a positive attenuation coefficient, got {water}")
     return 1000 * (attenuation - water) / water
 
 
@@ -132,9 +133,13 @@ def attenuation(hounsfield_units: Tensor, water: float) -> Tensor:
 
 def check_angles(angles) -> Tensor:
     """Angles as a floating-point tensor (V,), or a ValueError; a warning where they look like degrees."""
-    angles = torch.as_tensor(angles)
-    if angles.is_complex():
-        raise ValueError(f"angles: expected real radians, got {angles.dtype}")
+    try:
+        angles = torch.as_tensor(angles)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"angles: expected radians, got {angles!r}") from None
+    if angles.is_complex() or angles.requires_grad:
+        kind = f"{angles.dtype}{', with gradient' if angles.requires_grad else ''}"
+        raise ValueError(f"angles: expected real radians, without gradient, got {kind}")
     if angles.ndim != 1 or len(angles) == 0:
         raise ValueError(f"angles: expected at least one angle, shape (V,), got shape {tuple(angles.shape)}")
     angles = angles if angles.is_floating_point() else angles.double()
@@ -146,11 +151,3 @@ def check_angles(angles) -> Tensor:
             stacklevel=3,
         )
     return angles
-
-
-def check_shape(shape) -> tuple[int, int]:
-    """(H, W) as integers, or a ValueError."""
-    shape = tuple(int(n) for n in shape)
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape: expected (H, W), got {shape}")
-    return shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from deepinv.physics import NoiseModel
@@ -33,11 +34,24 @@ class LowDose(NoiseModel):
             self.register_buffer(name, torch.tensor(float(value)))
 
     def forward(self, p: Tensor, seed: int | None = None, **kwargs) -> Tensor:
-        """Noisy projections of exact ones, of any shape."""
+        """Noisy projections of exact ones, of any shape.
+
+        A warning tells where more than a tenth of the bins are expected to count less than one photon.
+        """
         self.update_parameters(**kwargs)
         self.rng_manual_seed(seed)
         self.to(p.device)
-        counts = torch.poisson(self.blank_scan * torch.exp(-self.mu * p), generator=self.rng)
+        mean = self.blank_scan * torch.exp(-self.mu * p)
+        if not (mean < 1e15).all():  # nor NaN
+            raise ValueError(f"p: expected finite line integrals, about 0 or more, got {p.min():.4g} to {p.max():.4g}")
+        dark = (mean < 1).float().mean()
+        if dark > 0.1:
+            warnings.warn(
+                f"p: {dark:.0%} of the bins count less than one of {self.blank_scan.item():.4g} photons; mu "
+                f"{self.mu.item():.4g} is the attenuation of an image value of 1 along one pixel",
+                stacklevel=2,
+            )
+        counts = torch.poisson(mean, generator=self.rng)
         counts = counts + self.electronic * self.randn_like(p)
         return -torch.log(counts.clamp_min(1) / self.blank_scan) / self.mu
 

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from operators.operator import sizes, whole
+
 
 def cartesian(
     shape: tuple[int, int],
     acceleration: float,
-    calibration: int = 24,
+    calibration: int | None = None,
     seed: int | None = None,
     pattern: str = "variable",
 ) -> Tensor:
@@ -20,7 +22,8 @@ def cartesian(
 
     :param shape: (H, W); the lines run along H.
     :param acceleration: W divided by the number of lines, calibration included.
-    :param calibration: number of fully sampled central lines.
+    :param calibration: number of fully sampled central lines; default 24, or three quarters of all lines where those
+        are fewer.
     :param seed: seed of the random choice; None for another one each time.
     :param pattern: "variable" for random lines that are denser in the middle (Lustig et al., Magn Reson Med 2007),
         "random" for random lines of the same density everywhere, "equispaced" for equal steps from a random first line.
@@ -30,7 +33,9 @@ def cartesian(
         raise ValueError(f"pattern: expected variable, random or equispaced, got {pattern!r}")
     height, width = _check(shape, acceleration, calibration)
     lines = round(width / acceleration)
-    calibration = min(calibration, width)
+    if lines < 1:
+        raise ValueError(f"acceleration: expected at most {width}, the number of lines, got {acceleration}")
+    calibration = min(24, -(-3 * lines // 4)) if calibration is None else min(calibration, width)
     if lines < calibration:
         raise ValueError(
             f"calibration: {calibration} lines are more than the {lines} that acceleration {acceleration} leaves"
@@ -51,22 +56,28 @@ def cartesian(
     return mask
 
 
-def poisson(shape: tuple[int, int], acceleration: float, calibration: int = 24, seed: int | None = None) -> Tensor:
+def poisson(
+    shape: tuple[int, int], acceleration: float, calibration: int | None = None, seed: int | None = None
+) -> Tensor:
     """Poisson-disc sampling in both directions, sparser outwards, around a calibration square.
 
     No two samples outside the square are closer than a radius that grows with the distance from the centre (variable
-    density Poisson disc: Lustig & Pauly, Magn Reson Med 2010; dart throwing: Cook, ACM Trans Graph 1986). The corners
-    of k-space, which carry no resolution common to all directions, stay empty.
+    density Poisson disc: Lustig & Pauly, Magn Reson Med 2010; dart throwing: Cook, ACM Trans Graph 1986). From an
+    acceleration of 1.43, the corners of k-space, which carry no resolution common to all directions, stay empty.
 
     :param shape: (H, W), the two phase-encoding directions.
-    :param acceleration: H W divided by the number of samples; met within 2 %.
-    :param calibration: side of the fully sampled square.
+    :param acceleration: H W divided by the number of samples; met within 2 % from 64 x 64 pixels on.
+    :param calibration: side of the fully sampled square; default 24, or what three quarters of all samples fill where
+        those are fewer.
     :param seed: seed of the random choice; None for another one each time.
     :raises ValueError: where the calibration square alone exceeds the number of samples.
     """
     height, width = _check(shape, acceleration, calibration)
-    rows, columns = _central(height, min(calibration, height)), _central(width, min(calibration, width))
     wanted = round(height * width / acceleration)
+    if wanted < 1:
+        raise ValueError(f"acceleration: expected at most {height * width}, the number of samples, got {acceleration}")
+    calibration = min(24, math.ceil(math.sqrt(0.75 * wanted))) if calibration is None else calibration
+    rows, columns = _central(height, min(calibration, height)), _central(width, min(calibration, width))
     if len(rows) * len(columns) > wanted:
         raise ValueError(
             f"calibration: a square of {calibration} is more than the {wanted} samples of acceleration {acceleration}"
@@ -99,8 +110,7 @@ def radial(shape: tuple[int, int], spokes: int) -> Tensor:
     :param spokes: number of lines; the first runs along W.
     """
     height, width = _check(shape, 1, 0)
-    if spokes < 1:
-        raise ValueError(f"spokes: expected at least 1, got {spokes}")
+    spokes = whole("spokes", spokes)
     mask = torch.zeros(height, width)
     steps = torch.linspace(-1, 1, 4 * max(height, width) + 1, dtype=torch.float64)
     angles = torch.pi * torch.arange(spokes, dtype=torch.float64)[:, None] / spokes
@@ -135,10 +145,8 @@ def _central(n: int, count: int) -> np.ndarray:
 
 
 def _check(shape, acceleration, calibration) -> tuple[int, int]:
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape: expected (H, W), got {tuple(shape)}")
-    if not 1 <= acceleration < math.inf:
-        raise ValueError(f"acceleration: expected at least 1, got {acceleration}")
-    if calibration < 0:
-        raise ValueError(f"calibration: expected at least 0, got {calibration}")
-    return int(shape[0]), int(shape[1])
+    if not isinstance(acceleration, (int, float, np.number)) or not 1 <= acceleration < math.inf:
+        raise ValueError(f"acceleration: expected at least 1, got {acceleration!r}")
+    if calibration is not None:
+        whole("calibration", calibration, 0)
+    return sizes("shape", shape)

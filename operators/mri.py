@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from operators.operator import Operator, check_real
+from operators.operator import Operator, check_real, own
 
 CACHE = 2**20  # bytes of coil images that are worked on at a time, on each thread
 
@@ -44,7 +44,7 @@ class MRI(Operator):
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """Measurements of images (B, 2, H, W), without noise."""
         self.update_parameters(**kwargs)
-        check_real(x, "x", self.image_shape)
+        check_real(x, "x", self.image_shape, self.items)
         t = self._tables(x)
         k = t.mask * torch.fft.fftn(t.maps * to_complex(x)[:, None], dim=self._axes, norm="ortho")
         return from_complex(k if self.maps is not None else k[:, 0])
@@ -52,7 +52,7 @@ class MRI(Operator):
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
         """Adjoint: images (B, 2, H, W) of measurements (B, 2, [N,] H, W)."""
         self.update_parameters(**kwargs)
-        check_real(y, "y", self.measurement_shape)
+        check_real(y, "y", self.measurement_shape, self.items)
         t = self._tables(y)
         k = to_complex(y) if self.maps is not None else to_complex(y)[:, None]
         coils = torch.fft.ifftn(t.mask.conj() * k, dim=self._axes, norm="ortho")
@@ -61,8 +61,9 @@ class MRI(Operator):
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         """Normal product of images (B, 2, H, W), transforming only the axes along which the mask varies."""
         self.update_parameters(**kwargs)
-        check_real(x, "x", self.image_shape)
+        check_real(x, "x", self.image_shape, self.items)
         t = self._tables(x)
+        image = to_complex(x.expand(max(len(x), self.items), *self.image_shape))
 
         def convolve(coils: Tensor) -> Tensor:
             if not t.axes:
@@ -72,7 +73,7 @@ class MRI(Operator):
             torch.view_as_real(coils).mul_(t.density)
             return torch.fft.ifftn(coils, dim=t.axes, norm="forward")
 
-        return from_complex(sum_over_coils(convolve, to_complex(x), t.maps, t.conjugate))
+        return from_complex(sum_over_coils(convolve, image, t.maps, t.conjugate))
 
     def normal_inverse(self) -> callable | None:
         r"""The map :math:`(b, \rho) \mapsto (A^H A + \rho I)^{-1} b` in closed form, or None where there is none."""
@@ -101,6 +102,11 @@ class MRI(Operator):
         super().update_parameters(**kwargs)
 
     @property
+    def items(self) -> int:
+        """How many items mask and maps are for; 1 where they serve all."""
+        return max(len(self.mask), 1 if self.maps is None else len(self.maps))
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """(2, [D,] H, W)."""
         return (2, *self.mask.shape[2:])
@@ -111,7 +117,10 @@ class MRI(Operator):
         return self.image_shape if self.maps is None else (2, *self.maps.shape[1:])
 
     def _set(self, mask: Tensor, maps: Tensor | None) -> None:
-        self.maps = None if maps is None else check_maps(maps, mask.shape[2:])
+        maps = None if maps is None else check_maps(maps, mask.shape[2:])
+        if maps is not None and len({1, len(mask), len(maps)}) > 2:
+            raise ValueError(f"maps: expected those of 1 or {len(mask)} items, as the mask's, got {len(maps)}")
+        mask, self.maps = (own(part) for part in (mask, maps))
         self.mask, self.img_size = mask, (2, *mask.shape[2:])
         self._axes = tuple(range(2 - mask.ndim, 0))
         self._forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from operators.density import pipe_menon
 from operators.mri import check_maps, from_complex, sum_over_coils, to_complex
 from operators.nufft import NUFFT
-from operators.operator import Operator, check_real
+from operators.operator import Operator, check_real, own, sizes
 
 
 class NonCartesianMRI(Operator):
@@ -33,9 +34,7 @@ class NonCartesianMRI(Operator):
     """
 
     def __init__(self, trajectory, shape, maps=None, *, noise_model=None, eps: float = 1e-5, device=None):
-        shape = tuple(int(n) for n in shape)
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(f"shape: expected (H, W) or (D, H, W), got {shape}")
+        shape = sizes("shape", shape, "DHW" if isinstance(shape, Iterable) and len(tuple(shape)) == 3 else "HW")
         trajectory = _check_trajectory(trajectory, len(shape))
         device = trajectory.device if device is None else device
         arguments = {} if noise_model is None else {"noise_model": noise_model}
@@ -48,22 +47,22 @@ class NonCartesianMRI(Operator):
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """Measurements of images (B, 2, H, W), without noise."""
         self.update_parameters(**kwargs)
-        check_real(x, "x", self.image_shape)
+        check_real(x, "x", self.image_shape, self.items)
         image, t = to_complex(x), self._tables(x)
         return from_complex(self._nufft.forward(image if t.maps is None else t.maps * image[:, None]) / self._root)
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
         """Adjoint: images (B, 2, H, W) of measurements (B, 2, [N,] M)."""
         self.update_parameters(**kwargs)
-        check_real(y, "y", self.measurement_shape)
+        check_real(y, "y", self.measurement_shape, self.items)
         image, t = self._nufft.adjoint(to_complex(y)) / self._root, self._tables(y)
         return from_complex(image if t.maps is None else (t.conjugate * image).sum(1))
 
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         """Normal product of images (B, 2, H, W), as a convolution."""
         self.update_parameters(**kwargs)
-        check_real(x, "x", self.image_shape)
-        image, t = to_complex(x), self._tables(x)
+        check_real(x, "x", self.image_shape, self.items)
+        image, t = to_complex(x.expand(max(len(x), self.items), *self.image_shape)), self._tables(x)
         axes = [(axis - len(self.image_shape) + 1, n) for axis, n in enumerate(self.image_shape[1:])]
 
         def convolve(coils: Tensor) -> Tensor:
@@ -100,6 +99,11 @@ class NonCartesianMRI(Operator):
         super().update_parameters(**kwargs)
 
     @property
+    def items(self) -> int:
+        """How many items the maps are for; 1 where they serve all."""
+        return 1 if self.maps is None else len(self.maps)
+
+    @property
     def measurement_shape(self) -> tuple[int, ...]:
         """(2, N, M), or (2, M) without maps."""
         coils = () if self.maps is None else (self.maps.shape[1],)
@@ -107,12 +111,12 @@ class NonCartesianMRI(Operator):
 
     def _set(self, trajectory: Tensor, maps: Tensor | None) -> None:
         shape = self.image_shape[1:]
+        maps = None if maps is None else check_maps(maps, shape)
         self._root = math.sqrt(math.prod(shape))
         if self.trajectory is None or not torch.equal(trajectory, self.trajectory):
             self._nufft = NUFFT(trajectory, shape, self.eps)
             self._kernel = _toeplitz_kernel(trajectory, shape, self.eps)
-        self.trajectory = trajectory
-        self.maps = None if maps is None else check_maps(maps, shape)
+        self.trajectory, self.maps = own(trajectory), own(maps)
         self._forget()
 
     def _reload(self) -> None:
@@ -139,8 +143,9 @@ def _check_trajectory(trajectory, dimensions: int) -> Tensor:
     trajectory = torch.as_tensor(trajectory)
     if trajectory.ndim != 2 or trajectory.shape[1] != dimensions or len(trajectory) == 0:
         raise ValueError(f"trajectory: expected shape (M, {dimensions}), got {tuple(trajectory.shape)}")
-    if not trajectory.is_floating_point():
-        raise ValueError(f"trajectory: expected floating-point radians per pixel, got {trajectory.dtype}")
+    if not trajectory.is_floating_point() or trajectory.requires_grad:
+        kind = f"{trajectory.dtype}{', with gradient' if trajectory.requires_grad else ''}"
+        raise ValueError(f"trajectory: expected floating-point radians per pixel, without gradient, got {kind}")
     low, high = trajectory.min().item(), trajectory.max().item()
     if not (low >= -math.pi - 1e-5 and high <= math.pi + 1e-5):
         raise ValueError(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from operators.operator import linear
 
+PLANS = 16  # that are kept; the oldest makes room
+
 
 class NUFFT:
     r"""The map of images to their spectrum at given points, :math:`y_m = \sum_n x_n e^{-i k_m \cdot (n - c)}`.
@@ -25,6 +27,8 @@ class NUFFT:
     """
 
     def __init__(self, points: Tensor, shape: tuple[int, ...], eps: float = 1e-5):
+        if not 0 < eps < 1:
+            raise ValueError(f"eps: expected a relative error between 0 and 1, got {eps}")
         self.points = points.detach().double().cpu()
         self.shape, self.eps = tuple(shape), eps
         self._plans = {}
@@ -70,6 +74,8 @@ class NUFFT:
                 library = finufft
             plan = library.Plan(kind, self.shape, count, dtype="complex64" if single else "complex128", **options)
             plan.setpts(*axes)
+            if len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan
         return self._plans[key]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from deepinv.physics import LinearPhysics
 from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
@@ -14,12 +15,14 @@ from torch import Tensor
 class Operator(LinearPhysics):
     """A deepinv ``LinearPhysics`` that works in the precision and on the device of what it is given.
 
-    A subclass has :attr:`image_shape`, :attr:`measurement_shape`, and a method ``_prepare(dtype, device)`` that makes
-    the tables it computes with; they are made when they are first needed, and kept until a parameter changes.
+    A subclass has :attr:`image_shape`, :attr:`measurement_shape`, :attr:`items` where its parameters may differ from
+    item to item, and a method ``_prepare(dtype, device)`` that makes the tables it computes with; they are made when
+    they are first needed, and kept until a parameter changes.
     ``a * b``, ``2 * a`` and ``a.stack(b)`` compose operators, and keep their fast normal products.
     """
 
     image_shape: tuple[int, ...]
+    items = 1
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
@@ -31,6 +34,16 @@ class Operator(LinearPhysics):
 
     def __rmul__(self, factor):
         return Scaled(self, factor) if isinstance(factor, (int, float)) else NotImplemented
+
+    def update_parameters(self, **kwargs) -> None:
+        """Replace parameters, those that the subclass has taken out of ``kwargs``; the others are fixed.
+
+        :raises ValueError: for a parameter that cannot be replaced.
+        """
+        fixed = [name for name, value in kwargs.items() if value is not None and hasattr(self, name)]
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)}: cannot be replaced; make another {type(self).__name__}")
+        super().update_parameters(**kwargs)
 
     def stack(self, other):
         """Both operators' measurements of one image, as a ``TensorList``."""
@@ -47,10 +60,13 @@ class Operator(LinearPhysics):
     def _tables(self, like: Tensor) -> SimpleNamespace:
         made = self.__dict__.setdefault("_made", {})
         key = like.dtype, like.device
-        if key not in made:
-            with torch.inference_mode(False):  # what is made there could not be differentiated through later
-                made[key] = SimpleNamespace(**self._prepare(*key))
-        return made[key]
+        if key in made:
+            return made[key]
+        with torch.inference_mode(False):  # what is made there could not be differentiated through later
+            tables = SimpleNamespace(**self._prepare(*key))
+        if not any(buffer.requires_grad for buffer in self.buffers(recurse=False)):
+            made[key] = tables  # what leads back to a buffer serves for one backward pass only
+        return tables
 
     def _forget(self) -> None:
         """Drop the tables, after a parameter has changed."""
@@ -164,8 +180,16 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(slope, adjoint, forward), None, None
 
 
-def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape, a TypeError unless a tensor."""
+def own(buffer: Tensor | None) -> Tensor | None:
+    """A copy, which no change of the caller's tensor reaches; itself where gradients are to reach it."""
+    return buffer if buffer is None or buffer.requires_grad else buffer.clone()
+
+
+def check_real(x: Tensor, name: str, shape: tuple[int, ...], items: int = 1) -> None:
+    """Raise a ValueError unless ``x`` is a real, finite batch of items of the shape, a TypeError unless a tensor.
+
+    :param items: for how many items the operator has parameters; 1 where they are the same for all.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
     if x.is_complex() or not x.is_floating_point():
@@ -177,9 +201,26 @@ def check_real(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name}: expected shape ({wanted}), got {tuple(x.shape)}")
+    if not len(x) or (items > 1 and len(x) not in (1, items)):
+        wanted = "at least one item" if items == 1 else f"1 or {items} items, for which there are parameters"
+        raise ValueError(f"{name}: expected {wanted}, got {len(x)}")
     # one sum is many times cheaper than a test of each value, which decides where the sum overflows, too
     if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def whole(name: str, value, least: int = 1) -> int:
+    """A whole number of at least ``least``, or a ValueError."""
+    if not isinstance(value, (int, float, np.number)) or value != int(value) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def sizes(name: str, shape, axes: str = "HW") -> tuple[int, ...]:
+    """An image's shape as whole numbers, one for each of the axes, or a ValueError."""
+    if not isinstance(shape, Iterable) or len(shape := tuple(shape)) != len(axes):
+        raise ValueError(f"{name}: expected ({', '.join(axes)}), got {shape!r}")
+    return tuple(whole(f"{name}: {axis}", n) for axis, n in zip(axes, shape))
 
 
 def _check_linear(operators) -> None:

@@ -37,11 +37,6 @@ class SparseMatrix:
     def __reduce__(self):
         return SparseMatrix, (self._scipy, self._matrix.device)  # PyTorch cannot copy its own layout
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the entries."""
-        return self._scipy.data.nbytes + self._scipy.indices.nbytes
-
     def forward(self, x: Tensor) -> Tensor:
         """Matrix times vectors, (..., C) to (..., R)."""
         return linear(x, self._gather, self._scatter)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from operators.operator import whole
+
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2  # 111.25 degrees
 
 
@@ -14,7 +16,7 @@ def radial(spokes: int, samples: int, golden: bool = True) -> Tensor:
     """Straight lines through the centre of k-space.
 
     :param spokes: number of lines.
-    :param samples: samples of each line, from -pi up to just below pi.
+    :param samples: samples of each line, from -pi up to just below pi, through 0.
     :param golden: True to turn each line by the golden angle of 111.25 degrees (Winkelmann et al., IEEE Trans Med
         Imaging 2007), which covers k-space evenly after any number of lines; False for equal steps over half a turn.
     :return: (spokes * samples, 2), line by line.
@@ -66,5 +68,4 @@ def stack_of_stars(spokes: int, samples: int, partitions: int, golden: bool = Tr
 
 def _check(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}: expected at least 1, got {count}")
+        whole(name, count)

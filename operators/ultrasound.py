@@ -11,8 +11,8 @@ from deepinv.physics import UltrasoundPlaneWave
 from scipy import sparse
 from torch import Tensor
 
-from operators.ct import check_angles, check_shape
-from operators.operator import Operator, check_real, linear
+from operators.ct import check_angles
+from operators.operator import Operator, check_real, linear, own, sizes, whole
 from operators.sparse import MirroredMatrix, SparseMatrix
 
 WINDOWS = ("rect", "hann")
@@ -73,7 +73,7 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
         noise_model=None,
         device="cpu",
     ):
-        img_size = check_shape(img_size)
+        img_size = sizes("img_size", img_size, "ZX")
         angles = check_angles(angles).float()
         element_positions = _finite("element_positions", element_positions, (None, 2)).float()
         t0 = _finite("t0", t0, None).float()
@@ -84,8 +84,7 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
         for name, value in (("sampling_frequency", sampling_frequency), ("sound_speed", sound_speed)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
-        if int(n_samples) < 1:
-            raise ValueError(f"n_samples: expected at least 1, got {n_samples}")
+        n_samples = whole("n_samples", n_samples)
         if f_number is not None and not f_number > 0:
             raise ValueError(f"f_number: expected a positive number or None, got {f_number}")
         if receive_apod_window not in WINDOWS or transmit_apod_window not in (None, *WINDOWS):
@@ -95,12 +94,14 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
             )
         if pulse is not None:
             pulse = _finite("pulse", pulse, (None,)).float()
+            if not pulse.any():
+                raise ValueError("pulse: expected samples other than 0")
         self.memory_limit = memory_limit
         super().__init__(
             img_size,
             angles,
             element_positions,
-            int(n_samples),
+            n_samples,
             float(sampling_frequency),
             float(sound_speed),
             t0,
@@ -145,11 +146,18 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
         return x / self.operator_norm if self.normalize else x
 
     def update_parameters(self, angles=None, **kwargs) -> None:
-        """Replace the angles of the plane waves."""
+        """Replace the angles of the plane waves, by as many where there is a ``t0`` for each."""
+        super().update_parameters(**kwargs)
         if angles is not None:
-            self._forget()
             angles = check_angles(angles).float()
-        super().update_parameters(angles=angles, **kwargs)
+            if len(angles) != len(self.t0) and (self.t0 != self.t0[0]).any():
+                raise ValueError(f"angles: expected {len(self.t0)}, one for each t0, got {len(angles)}")
+            self._forget()
+            UltrasoundPlaneWave.update_parameters(self, angles=angles)
+
+    def _reload(self) -> None:
+        self.receive_delays, self.receive_apodization = self._receive_delays(), self._receive_apodization()
+        self._forget()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -300,20 +308,17 @@ class PSFUltrasound(Operator):
     def __init__(self, psf: Tensor, shape: tuple[int, int], depths=None, *, noise_model=None, device=None):
         psf = _finite("psf", psf, None)
         psf = psf[None] if psf.ndim == 2 else psf
-        if psf.ndim != 3 or psf.shape[1] % 2 == 0 or psf.shape[2] % 2 == 0:
+        if psf.ndim != 3 or not len(psf) or psf.shape[1] % 2 == 0 or psf.shape[2] % 2 == 0:
             raise ValueError(f"psf: expected (h, w) or (K, h, w) with odd h and w, got {tuple(psf.shape)}")
-        height, width = check_shape(shape)
+        height, width = sizes("shape", shape)
         device = psf.device if device is None else device
         arguments = {} if noise_model is None else {"noise_model": noise_model}
         super().__init__(img_size=(1, height, width), device=device, solver="CG", **arguments)
         if depths is None:
             depths = torch.linspace(0, height - 1, len(psf))
-        depths = _finite("depths", depths, (len(psf),))
-        if (depths.diff() <= 0).any():
-            raise ValueError(f"depths: expected increasing rows, got {depths.tolist()}")
         self.image_shape = (1, height, width)
-        self.register_buffer("psf", psf.to(device))
-        self.register_buffer("depths", depths.to(device))
+        self.register_buffer("psf", own(psf.to(device)))
+        self.register_buffer("depths", _increasing(depths, len(psf)).to(device))
 
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """The blurred image (B, 1, H, W), without noise."""
@@ -331,11 +336,16 @@ class PSFUltrasound(Operator):
         spectrum = torch.fft.rfft2(y, s=t.size) * t.transfer.conj()
         return (t.shares * self._cropped(torch.fft.irfft2(spectrum, s=t.size))).sum(1, keepdim=True)
 
-    def update_parameters(self, psf: Tensor | None = None, **kwargs) -> None:
-        """Replace the point-spread function by another of the same size."""
+    def update_parameters(self, psf: Tensor | None = None, depths: Tensor | None = None, **kwargs) -> None:
+        """Replace the point-spread functions by others of the same size, and the depths that they hold at."""
         if psf is not None:
             psf = _finite("psf", psf, None)
-            self.psf = _finite("psf", psf[None] if psf.ndim == 2 else psf, tuple(self.psf.shape)).to(self.psf.device)
+            psf = _finite("psf", psf[None] if psf.ndim == 2 else psf, tuple(self.psf.shape)).to(self.psf.device)
+        if depths is not None:
+            self.depths = _increasing(depths, len(self.psf)).to(self.depths.device)
+        if psf is not None:
+            self.psf = own(psf)
+        if psf is not None or depths is not None:
             self._forget()
         super().update_parameters(**kwargs)
 
@@ -364,6 +374,13 @@ class PSFUltrasound(Operator):
             "transfer": torch.fft.rfft2(centred.to(device, dtype)),
             "shares": torch.from_numpy(shares)[:, :, None].to(device, dtype),
         }
+
+
+def _increasing(depths, count: int) -> Tensor:
+    depths = _finite("depths", depths, (count,))
+    if (depths.diff() <= 0).any():
+        raise ValueError(f"depths: expected increasing rows, got {depths.tolist()}")
+    return own(depths)
 
 
 def _finite(name: str, value, shape: tuple[int | None, ...] | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -53,17 +55,21 @@ def gcnr(x: Tensor, inside: Tensor, outside: Tensor, bins: int = 100) -> Tensor:
     """Generalised contrast-to-noise ratio, 1 - overlap of the two regions' histograms, (B,).
 
     It does not change under monotone maps of the values, such as log compression (Rodriguez-Molares et al., IEEE Trans
-    Ultrason Ferroelectr Freq Control 2020). Here, the bins hold equally many values of both regions together.
+    Ultrason Ferroelectr Freq Control 2020). Here, the bins hold equally many values of both regions together, and there
+    are at most as many as the square root of the smaller region's pixels, or noise would look like contrast.
 
     :param x: images (B, 1, H, W), for ultrasound envelopes or B-mode images.
     :param inside: region, (H, W) or (B, H, W), where not 0.
     :param outside: the region to compare with.
-    :param bins: number of bins.
+    :param bins: largest number of bins, at least 2.
     """
+    if bins < 2:
+        raise ValueError(f"bins: expected at least 2, got {bins}")
     scores = []
     for a, b in _regions(x, inside, outside):
+        count = max(min(bins, math.isqrt(min(len(a), len(b)))), 2)
         both = torch.cat([a, b]).sort().values
-        edges = both[torch.linspace(0, len(both) - 1, bins + 1, device=both.device).round().long()[1:-1]].unique()
+        edges = both[torch.linspace(0, len(both) - 1, count + 1, device=both.device).round().long()[1:-1]].unique()
         shares = [torch.bincount(torch.bucketize(part, edges), minlength=len(edges) + 1) / len(part) for part in (a, b)]
         scores.append(1 - torch.minimum(*shares).sum())
     return torch.stack(scores)
@@ -91,15 +97,20 @@ def fwhm(profile: Tensor, spacing: float = 1.0) -> float:
 
 
 def _regions(x: Tensor, *regions: Tensor):
-    images = magnitude(x)
+    images, masks = magnitude(x), []
+    if not torch.isfinite(images).all():
+        raise ValueError("x: expected finite values, got NaN or infinity")
     for name, region in zip(("inside", "outside"), regions):
-        if region.shape[-2:] != images.shape[-2:] or not (region != 0).flatten(-2).any(-1).all():
+        region = torch.as_tensor(region, device=images.device) != 0
+        fits = region.shape[-2:] == images.shape[-2:] and (region.ndim == 2 or region.shape[:-2] in ((1,), (len(x),)))
+        if not fits or (region.flatten(-2).sum(-1) < 2).any():
             raise ValueError(
-                f"{name}: expected a region of size {tuple(images.shape[-2:])} that is not empty, "
-                f"got {tuple(region.shape)}"
+                f"{name}: expected a region of size {tuple(images.shape[-2:])} with at least two pixels, "
+                f"got {tuple(region.shape)} with {region.sum().item()}"
             )
-    for k, image in enumerate(images):
-        yield [image[(region if region.ndim == 2 else region[k]) != 0] for region in regions]
+        masks.append(region.expand_as(images))
+    for image, *chosen in zip(images, *masks):
+        yield [image[region] for region in chosen]
 
 
 def magnitude(x: Tensor) -> Tensor:

@@ -153,7 +153,10 @@ def test_low_dose_noise_has_the_told_variance():
         assert y.mean().item() == pytest.approx(p, abs=0.5)
         assert y.std().item() == pytest.approx(noise.std(exact[:1]).item(), rel=0.03)
         assert noise.weights(exact[:1]).item() == pytest.approx(1 / noise.std(exact[:1]).item() ** 2, rel=1e-5)
-    assert torch.isfinite(noise(torch.full((10,), 1e4))).all()  # no photon arrives
+    with pytest.warns(UserWarning, match="100% of the bins count less than one of 5000 photons"):
+        assert torch.isfinite(noise(torch.full((10,), 1e4))).all()  # no photon arrives
+    with pytest.raises(ValueError, match="p: expected finite line integrals, about 0 or more, got -2e"):
+        noise(torch.full((10,), -2e4))
 
 
 def test_low_dose_noise_without_electronics_is_deepinvs():
@@ -209,7 +212,7 @@ def test_bad_input():
         operators.ParallelBeamCT((8, 8), torch.arange(180))
     with pytest.raises(ValueError, match="spacing, offset"):
         operators.ParallelBeamCT((8, 8), [0.0], spacing=0)
-    with pytest.raises(ValueError, match="detectors: expected at least 1"):
+    with pytest.raises(ValueError, match="detectors: expected a whole number of at least 1"):
         operators.ParallelBeamCT((8, 8), [0.0], detectors=0)
     with pytest.raises(ValueError, match="source_distance: expected more than half"):
         operators.FanBeamCT((8, 8), [0.0], 5, 5)
@@ -247,3 +250,26 @@ def test_fan_fbp_of_any_turn_keeps_the_brightness(degrees):
     op = operators.FanBeamCT((64, 64), torch.arange(degrees) * math.pi / 180, 120, 60)
     disk = phantoms.image("disk", (64, 64))[None, None]
     assert op.fbp(op.A(disk))[..., 28:36, 28:36].mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_what_is_fixed_is_not_replaced():
+    op = operators.ParallelBeamCT((8, 8), torch.linspace(0, 3, 5))
+    with pytest.raises(ValueError, match="offset: cannot be replaced; make another ParallelBeamCT"):
+        op.update(offset=torch.tensor(3.0))
+    with pytest.raises(ValueError, match="angles: expected real radians, without gradient"):
+        operators.ParallelBeamCT((8, 8), torch.linspace(0, 3, 5).requires_grad_())
+    with pytest.raises(ValueError, match=r"shape: H: expected a whole number of at least 1, got 8\.5"):
+        operators.ParallelBeamCT((8.5, 8), torch.linspace(0, 3, 5))
+    with pytest.raises(ValueError, match="x: expected at least one item, got 0"):
+        op.A(torch.zeros(0, 1, 8, 8))
+    with pytest.raises(ValueError, match="eps: expected a relative error between 0 and 1, got 0"):
+        operators.ParallelBeamCT((8, 8), torch.linspace(0, 3, 5), eps=0)
+
+
+def test_an_operator_keeps_its_own_angles():
+    angles = torch.linspace(0, 3, 5)
+    op = operators.ParallelBeamCT((8, 8), angles)
+    y = op.A(torch.rand(1, 1, 8, 8))
+    before = op.fbp(y)
+    angles.zero_()
+    assert torch.equal(op.fbp(y), before)

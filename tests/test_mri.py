@@ -220,7 +220,7 @@ def test_radial_masks():
     assert many[32, 24] == 1
     assert 20 * 24 < many.sum() < 20 * 65
     assert many[28:37, 20:29].mean() > 2 * many.mean()  # denser in the middle
-    with pytest.raises(ValueError, match="spokes: expected at least 1"):
+    with pytest.raises(ValueError, match="spokes: expected a whole number of at least 1"):
         masks.radial((8, 8), 0)
 
 
@@ -271,7 +271,7 @@ def _compare_maps(ours, theirs, kspace):
     images = np.fft.fftshift(np.fft.ifft2(kspace), axes=(-2, -1))
     energy = np.sqrt((np.abs(images) ** 2).sum(0))
     signal = torch.from_numpy(energy > 0.1 * energy.max())
-    ours, theirs = ours[:, signal], theirs[:, signal]
+    ours, theirs = (m[:, signal] * torch.exp(-1j * m[0, signal].angle()) for m in (ours, theirs))  # one reference
     supported = (ours.abs().sum(0) > 0), (theirs.abs().sum(0) > 0)
     assert (supported[0] == supported[1]).float().mean() > 0.99
     assert (ours - theirs)[:, supported[0] & supported[1]].abs().max() < 5e-3
@@ -314,3 +314,49 @@ def test_espirit_wants_a_calibration_region(kspace):
 def test_complex_and_real_layouts_are_inverse():
     x = torch.randn(2, 2, 5, 7)
     assert torch.equal(from_complex(to_complex(x)), x)
+
+
+def test_one_image_seen_with_several_masks():
+    several = torch.stack([masks.cartesian((12, 16), 2, 4, seed)[None] for seed in range(3)])
+    op = operators.MRI(several, coils.birdcage((12, 16), 4))
+    x = torch.randn(1, 2, 12, 16)
+    assert torch.allclose(op.A_adjoint_A(x), op.A_adjoint(op.A(x)), atol=1e-5)
+    with pytest.raises(ValueError, match="x: expected 1 or 3 items, for which there are parameters, got 2"):
+        op.A(x.expand(2, -1, -1, -1))
+    with pytest.raises(ValueError, match="maps: expected those of 1 or 3 items, as the mask's, got 2"):
+        operators.MRI(several, coils.birdcage((12, 16), 4).expand(2, -1, -1, -1))
+
+
+def test_an_operator_keeps_its_own_mask():
+    mask = torch.ones(8, 8)
+    op = operators.MRI(mask)
+    mask[:4] = 0
+    assert (op.A(torch.ones(1, 2, 8, 8)) == operators.MRI(torch.ones(8, 8)).A(torch.ones(1, 2, 8, 8))).all()
+    assert op.mask.all()
+
+
+def test_gradients_reach_the_maps_again_and_again():
+    maps = coils.birdcage((8, 8), 2).requires_grad_()
+    op = operators.MRI(torch.ones(8, 8), maps)
+    x = torch.randn(1, 2, 8, 8)
+    first, second = (torch.autograd.grad(op.A(x).square().sum(), maps)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.abs().max() > 0
+
+
+def test_default_calibration_leaves_room():
+    for make in (masks.cartesian, masks.poisson):
+        mask = make((128, 128), 8, seed=0)
+        assert 128**2 / mask.sum().item() == pytest.approx(8, rel=0.02)
+        assert make((64, 64), 12, seed=0).any()
+        with pytest.raises(ValueError, match="acceleration: expected at most"):
+            make((8, 8), 1000)
+    assert torch.equal(masks.cartesian((96, 128), 4, seed=0), masks.cartesian((96, 128), 4, 24, seed=0))
+
+
+def test_espirit_phase_does_not_hang_on_one_coil(kspace):
+    """A first coil that sees nothing but noise does not roughen the phase of the others."""
+    kspace = torch.from_numpy(kspace)
+    noise = 1e-3 * kspace.abs().mean() * torch.randn_like(kspace[:1])
+    first, last = (coils.espirit(torch.cat(parts), 24) for parts in ((noise, kspace), (kspace, noise)))
+    assert torch.allclose(first[1:], last[:-1], atol=1e-3)

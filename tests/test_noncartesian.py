@@ -130,7 +130,7 @@ def test_bad_input():
         operators.NonCartesianMRI(torch.zeros(5, 2), (8, 8), torch.ones(2, 8, 9, dtype=torch.complex64))
     with pytest.raises(ValueError, match="y: expected shape"):
         operators.NonCartesianMRI(torch.zeros(5, 2), (8, 8)).A_adjoint(torch.zeros(1, 2, 6))
-    with pytest.raises(ValueError, match="spokes: expected at least 1"):
+    with pytest.raises(ValueError, match="spokes: expected a whole number of at least 1"):
         trajectories.radial(0, 5)
     with pytest.raises(ValueError, match="turns, density"):
         trajectories.spiral(3, 5, turns=0)

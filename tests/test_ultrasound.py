@@ -171,7 +171,7 @@ def test_envelope_and_bmode():
     assert picture.max().item() == pytest.approx(1)
     assert picture[0, 0, 200, 1].item() == pytest.approx(0.5, abs=0.01)  # 20 dB of 40 below
     assert picture.min() == 0
-    with pytest.raises(ValueError, match="envelope: expected values of at least 0"):
+    with pytest.raises(ValueError, match="envelope: expected finite values of at least 0"):
         bmode.log_compress(rf)
 
 
@@ -256,3 +256,33 @@ def test_wires_are_sharp(data):
     )
     assert np.allclose(np.diff(peaks) * depth, 0.0196, atol=5e-4)
     assert all(quality.fwhm(profile[p - 40 : p + 40], 1e3 * depth) < 0.5 for p in peaks[:3])
+
+
+def test_depths_are_replaced():
+    psf = torch.rand(3, 3, 3)
+    op = operators.PSFUltrasound(psf, (12, 6))
+    op.update(depths=[0.0, 2.0, 4.0])
+    x = torch.rand(1, 1, 12, 6)
+    assert torch.equal(op.A(x), operators.PSFUltrasound(psf, (12, 6), [0.0, 2.0, 4.0]).A(x))
+
+
+def test_state_of_another_array():
+    def array(width):
+        elements = torch.stack([width * torch.linspace(-5e-3, 5e-3, 8), torch.zeros(8)], 1)
+        return operators.PlaneWaveUltrasound((10, 8), [0.0, 0.1], elements, 300, 20e6, pixel_origin=(5e-3, -4e-3))
+
+    one, other = array(1.0), array(1.3)
+    x = torch.rand(1, 1, 10, 8)
+    one.A(x)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one.A(x), other.A(x))
+
+
+def test_gcnr_of_the_same_tissue_is_low():
+    x = torch.randn(1, 1, 20, 20)
+    inside = torch.zeros(20, 20)
+    inside[:10] = 1
+    assert quality.gcnr(x, inside, 1 - inside).item() < 0.25
+    with pytest.raises(ValueError, match=r"inside: expected a region of size .20, 20. with at least two pixels"):
+        quality.cnr(x, torch.zeros(20, 20), inside)
+    assert quality.cnr(x.expand(2, -1, -1, -1), inside[None], 1 - inside).shape == (2,)
