@@ -114,7 +114,8 @@ class Adapted(Denoiser):
         if single is None:
             count = x.shape[1]
             if count not in self._accepted:
-                self._accepted[count] = count == 1 or accepts(self.denoiser, count, x.device, self.dtype or x.dtype)
+                dtype = self.dtype or x.dtype
+                self._accepted[count] = count == 1 or accepts(self.denoiser, count, x.device, dtype, x.shape[-2:])
             single = not self._accepted[count]
         images = x.flatten(0, 1)[:, None] if single else x
         return images.to(self.dtype or x.dtype), level.repeat_interleave(x.shape[1]) if single else level
@@ -160,9 +161,14 @@ def _suitable_batch(size: Sequence[int], device: torch.device) -> int:
     return max(CACHED_PIXELS // (size[0] * size[1]), 1) if device.type == "cpu" else 16
 
 
-def accepts(denoiser: Callable, channels: int, device=None, dtype=torch.float32) -> bool:
-    """Whether a denoiser takes images of so many channels, by trying a small one."""
-    probe = torch.full((1, channels, 32, 32), 0.5, device=device, dtype=dtype)
+def accepts(denoiser: Callable, channels: int, device=None, dtype=torch.float32, size=(32, 32)) -> bool:
+    """Whether a denoiser takes images of so many channels: by trying a small one, then one of the given size."""
+    small = min(size[0], 32), min(size[1], 32)
+    return any(_takes(denoiser, channels, each, device, dtype) for each in dict.fromkeys((small, tuple(size))))
+
+
+def _takes(denoiser: Callable, channels: int, size: tuple[int, int], device, dtype) -> bool:
+    probe = torch.full((1, channels, *size), 0.5, device=device, dtype=dtype)
     try:
         out = denoiser(probe, torch.full((1,), 0.1, device=device))
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):

@@ -27,7 +27,9 @@ class TotalVariation(deepinv.models.TVDenoiser):
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """Denoise images (B, C, H, W) with noise of standard deviation sigma, a float or (B,)."""
         self.x2 = self.u2 = None
-        return super().forward(x, _levels(x, self.weight * sigma))
+        levels = _levels(x, self.weight * sigma)
+        out = super().forward(x, levels.clamp_min(torch.finfo(x.dtype).tiny))
+        return torch.where((levels > 0)[:, None, None, None], out, x)  # without noise, 0 / 0 where x is flat
 
 
 class Wavelet(deepinv.models.WaveletDenoiser):

@@ -44,8 +44,9 @@ class GradientStep(GSPnP):
     def potential_grad(self, x: Tensor, sigma: float | Tensor, *args, **kwargs) -> Tensor:
         """The gradient of g at images (B, 1, H, W); differentiable where x or the weights require gradients."""
         keep = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        with torch.enable_grad():
-            x = x if keep and x.requires_grad else x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x if keep and x.requires_grad else x.detach().clone().requires_grad_()
+            sigma = sigma.clone() if isinstance(sigma, Tensor) else sigma
             value = self.potential(x, sigma).sum()
             return torch.autograd.grad(value, x, create_graph=keep)[0]
 
@@ -134,9 +135,12 @@ def lipschitz(
     levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
     norms = []
     for image, level in zip(x.split(1), levels.split(1)):
-        with torch.enable_grad():
-            image = image.detach().requires_grad_()
-            norms.append(measure(MAPS[of](image, denoiser(image, level)), image).detach())
+        with torch.inference_mode(False), torch.enable_grad():
+            image = image.detach().clone().requires_grad_()
+            mapped = MAPS[of](image, denoiser(image, level.clone()))
+            if not mapped.requires_grad:
+                raise TypeError("denoiser: expected one that can be differentiated")
+            norms.append(measure(mapped, image).detach().nan_to_num())  # of a map to 0, the iterations give 0 / 0
     return torch.stack(norms).reshape(-1)
 
 

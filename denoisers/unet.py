@@ -58,10 +58,11 @@ class ResidualUNet(Denoiser):
         :param sigma: noise standard deviation in the units of ``x``: a float, or a tensor of one or B values.
         :return: denoised images, of the shape and dtype of ``x``.
         """
-        if x.ndim != 4 or x.shape[1] != 1:
-            raise ValueError(f"x: expected one-channel images (B, 1, H, W), got shape {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != 1 or x.is_complex():
+            raise ValueError(f"x: expected real one-channel images (B, 1, H, W), got {tuple(x.shape)} of {x.dtype}")
         noise_level = self._handle_sigma(sigma, batch_size=x.shape[0], ndim=4, device=x.device, dtype=torch.float32)
-        return x - self.noise(x.float(), noise_level).to(x.dtype)
+        weights = self.head.weight.dtype
+        return x - self.noise(x.to(weights), noise_level.to(weights)).to(x.dtype)
 
     def noise(self, y: Tensor, sigma: Tensor) -> Tensor:
         """The estimated noise in ``y`` (B, 1, H, W) with levels ``sigma`` (B, 1, 1, 1)."""
@@ -76,7 +77,7 @@ class ResidualUNet(Denoiser):
         with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
             features = self._trunk(features, sigma)
         with torch.autocast(y.device.type, enabled=False):
-            return F.pixel_shuffle(self.tail(features.float()), 2)[..., :height, :width]
+            return F.pixel_shuffle(self.tail(features.to(self.tail.weight.dtype)), 2)[..., :height, :width]
 
     @staticmethod
     def stage(width: int, depth: int) -> nn.Module:

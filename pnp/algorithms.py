@@ -3,7 +3,7 @@
 To add one, write a dataclass with ``iterations``, ``schedule(problem)``, which gives the pairs (sigma, rho) of denoiser
 level and data weight, and ``step(problem, state, sigma, rho)``, which returns the next state. States are tuples: the
 image comes first, and the start is the image alone. An ``objective(problem, state)``, where there is one, goes into the
-history. Put its name into :data:`ALGORITHMS`.
+history; ``differentiable = False`` forbids gradients through the steps. Put its name into :data:`ALGORITHMS`.
 
 The data term is f(x) = |A x - y|^2 / 2 throughout, and D is the denoiser. ``rho`` is the inverse of what many papers
 call the step size.
@@ -80,8 +80,9 @@ def find(algorithm, iterations: int | None):
         if name not in ALGORITHMS:
             raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or an algorithm, got {name!r}")
         algorithm = ALGORITHMS[name]
-    elif not hasattr(algorithm, "step") or not hasattr(algorithm, "schedule"):
-        raise TypeError(f"algorithm: expected a name or an algorithm, got {type(algorithm).__name__}")
+    elif not hasattr(algorithm, "step") or not hasattr(algorithm, "schedule") or isinstance(algorithm, type):
+        kind = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
+        raise TypeError(f"algorithm: expected a name or an algorithm, got {kind}")
     if iterations is not None:
         if not isinstance(iterations, Integral) or iterations < 1:
             raise ValueError(f"iterations: expected a whole number of at least 1, got {iterations!r}")
@@ -90,4 +91,6 @@ def find(algorithm, iterations: int | None):
         algorithm = replace(algorithm, iterations=int(iterations))
         if algorithm.iterations != iterations:
             raise ValueError(f"iterations: expected {algorithm.iterations}, as many as sigma and rho, got {iterations}")
+    if getattr(algorithm, "iterations", 1) < 1:
+        raise ValueError(f"iterations: expected a whole number of at least 1, got {algorithm.iterations}")
     return algorithm

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
+from operators.operator import whole
+from pnp import DivergenceError, io
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; wrong input ends with one line on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
+        if options.threads is not None:
+            torch.set_num_threads(whole("--threads", options.threads))
         options.run(options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError, DivergenceError) as error:
         print(f"pnp: {error}", file=sys.stderr)
         return 2
     return 0
@@ -35,7 +38,6 @@ def demo(options) -> None:
 
 def reconstruct(options) -> None:
     import denoisers
-    from pnp import io
     from pnp.solver import solve
 
     scan = io.load(options.file)
@@ -56,23 +58,68 @@ def reconstruct(options) -> None:
 
 def segment(options) -> None:
     import segmentation
-    from pnp import io
 
-    scan = io.load(options.file)
     segmenter = segmentation.load(options.model)
+    scan, labels = _segmented(options.file, segmenter)
+    out = options.out or options.file.with_name(_stem(options.file) + "-labels.nii.gz")
+    print("wrote", io.save(out, labels, like=scan))
+    unit = "pixels" if scan.spacing is None else "ml"
+    for k, (name, size) in enumerate(_sizes(scan, labels, segmenter.classes).items(), 1):
+        print(f"{k} {name:14s} {size:.0f} {unit}")
+
+
+def batch(options) -> None:
+    """Files that are done are left out, those that fail are named, and the others go on."""
+    import pandas
+
+    import segmentation
+    from denoisers.weights import replace
+
+    files = sorted(path for path in options.folder.iterdir() if io.readable(path))
+    if not files:
+        raise ValueError(f"FOLDER: expected images or raw k-space (see pnp segment --help) in {options.folder}")
+    segmenter = segmentation.load(options.model)
+    out = options.out or options.folder.with_name(options.folder.name + "-pnp")
+    out.mkdir(parents=True, exist_ok=True)
+    table = out / "batch.csv"
+    rows = pandas.read_csv(table).fillna({"error": ""}).to_dict("records") if table.exists() else []
+    rows = [row for row in rows if not row["error"]]  # what failed is tried again
+    done = {row["file"] for row in rows}
+    for path in (path for path in files if path.name not in done):
+        row, began = {"file": path.name, "error": ""}, time.perf_counter()
+        try:
+            scan, labels = _segmented(path, segmenter)
+            if scan.op is not None:
+                io.save(out / f"{_stem(path)}.nii.gz", scan.image, like=scan)
+            io.save(out / f"{_stem(path)}-labels.nii.gz", labels, like=scan)
+            row |= {"unit": "pixels" if scan.spacing is None else "ml"} | _sizes(scan, labels, segmenter.classes)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            row["error"] = str(error)
+        rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+        print(f"{path.name}: {row['error'] or 'done'} ({rows[-1]['seconds']} s)", flush=True)
+        replace(table, pandas.DataFrame(rows).to_csv(index=False).encode())
+    print(f"wrote {table}")
+    if failed := [row["file"] for row in rows if row["error"]]:
+        raise ValueError(f"{len(failed)} of {len(rows)} files failed: {', '.join(failed)}")
+
+
+def _segmented(path: Path, segmenter):
+    """A scan, its image reconstructed where the file holds raw k-space, and the labels."""
+
+    scan = io.load(path)
     if scan.image is None:
         import denoisers
         from pnp.solver import solve
 
-        scan.image = solve(scan.op, scan.y, denoisers.load("medical"), progress=True).x
+        scan.image = solve(scan.op, scan.y, denoisers.load("medical"), progress=sys.stderr.isatty()).x
     labels = torch.cat([segmenter.predict(part) for part in scan.image.split(8)])
-    out = options.out or options.file.with_name(options.file.name.split(".")[0] + "-labels.nii.gz")
-    print("wrote", io.save(out, labels.to(torch.uint8), like=scan))
-    voxel = 1.0 if scan.spacing is None else scan.spacing[0] * scan.spacing[1] * scan.spacing[2]
-    unit = "pixels" if scan.spacing is None else "ml"
-    for k, name in enumerate(segmenter.classes[1:], 1):
-        volume = (labels == k).sum().item() * voxel
-        print(f"{k} {name:14s} {volume if scan.spacing is None else volume / 1000:.0f} {unit}")
+    return scan, labels.to(torch.uint8)
+
+
+def _sizes(scan, labels: torch.Tensor, classes) -> dict[str, float]:
+    """Volume of each class in ml, or its pixels where the file does not tell the spacing."""
+    voxel = 1.0 if scan.spacing is None else scan.spacing[0] * scan.spacing[1] * scan.spacing[2] / 1000
+    return {name: (labels == k).sum().item() * voxel for k, name in enumerate(classes[1:], 1)}
 
 
 def evaluate(options) -> None:
@@ -142,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, help="label map to write, default FILE-labels.nii.gz")
     command.set_defaults(run=segment)
 
+    command = commands.add_parser("batch", help="segment all files of a folder, raw k-space after reconstruction")
+    command.add_argument("folder", type=Path, help="folder of files as of pnp segment")
+    command.add_argument("--model", default="brain-tissue", help="bundled name or weights file")
+    command.add_argument("--out", type=Path, help="folder for images, label maps and batch.csv, default FOLDER-pnp")
+    command.set_defaults(run=batch)
+
     command = commands.add_parser("evaluate", help="judge reconstruction and segmentation together on labelled images")
     command.add_argument("task", choices=("brain-tissue", "vertebra", "breast-lesion"), help="see pnp.joint.tasks")
     command.add_argument("files", type=Path, nargs="+", help="NIfTI brains; or one .npz or folder of images and masks")
@@ -156,6 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("models", help="list the bundled weights with their model cards")
     command.set_defaults(run=models)
     return parser
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the ending that tells its kind."""
+    return next((path.name.removesuffix(e) for e in (".nii.gz", *io.ENDINGS) if path.name.endswith(e)), path.name)
 
 
 def _with_ending(path: Path, ending: str) -> Path:

@@ -29,10 +29,11 @@ def conjugate_gradients(
         if not active.any():
             break
         q = normal(p) + rho * p
-        alpha = torch.where(active, rr / dot(p, q).clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        # an item that is done gets 0 / 1: a division by 0 that is not used would still spoil the gradients of all
+        alpha = torch.where(active, rr, 0.0) / torch.where(active, dot(p, q), 1.0).clamp_min(torch.finfo(rr.dtype).tiny)
         d, r = d + alpha * p, r - alpha * q  # not in place, so that gradients can pass
         new = torch.where(active, dot(r, r), rr)
-        p = r + torch.where(active, new / rr, 0.0) * p
+        p = r + torch.where(active, new, 0.0) / torch.where(active, rr, 1.0) * p
         rr = new
     return d
 

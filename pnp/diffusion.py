@@ -93,8 +93,8 @@ class DDNM(DiffPIR):
 class DDRM(DiffPIR):
     """Denoising diffusion restoration models (Kawar et al., NeurIPS 2022), in the spectral domain of A.
 
-    For deepinv's decomposable operators (single-coil MRI, blur, inpainting, denoising). Parameters as in
-    :class:`DiffPIR`.
+    For deepinv's decomposable operators (its own single-coil ``MRI``, ``BlurFFT``, inpainting, denoising). Parameters
+    as in :class:`DiffPIR`.
 
     :param eta: share of fresh noise where the level is below that of the measurement, or nothing was measured.
     :raises TypeError: for other operators.
@@ -106,15 +106,22 @@ class DDRM(DiffPIR):
         op, kept = problem.measured.op, (1 - self.eta**2) ** 0.5
         if not isinstance(op, DecomposablePhysics):
             raise TypeError(f"op: expected a deepinv DecomposablePhysics for DDRM, got {type(op).__name__}")
+        if problem.measured.weight is not None:
+            raise ValueError("noise: expected a number or one for each image for DDRM, got one for each measurement")
         x, z, before = state if len(state) > 1 else (*state, state[0] + sigma * problem.white(), sigma)
+        level = sigma
         d, z, fresh, told = map(op.V_adjoint, (x, z, problem.white(), problem.adjoint_y))
-        values = (torch.as_tensor(op.mask).abs() / problem.norm.sqrt()).clamp_min(1e-6)
-        told, level = told / values**2, problem.noise / values
+        # the spectral domain may have other axes than the image
+        sigma, before, norm, noise = (
+            value.reshape(-1, *[1] * (d.ndim - 1)) for value in (sigma, before, problem.norm, problem.noise)
+        )
+        values = (torch.as_tensor(op.mask).abs() / norm.sqrt()).clamp_min(1e-6)
+        told, strength = told / values**2, noise / values
         hidden = d + sigma * (kept * (z - d) / before + self.eta * fresh)
-        noisy = d + sigma * (kept * (told - d) / level + self.eta * fresh)
-        clear = told + (sigma**2 - level**2).clamp_min(0).sqrt() * fresh
-        z = op.V(torch.where(level <= sigma, clear, torch.where(values > 1e-3, noisy, hidden)))
-        return problem.denoise(z, sigma), z, sigma
+        noisy = d + sigma * (kept * (told - d) / strength + self.eta * fresh)
+        clear = told + (sigma**2 - strength**2).clamp_min(0).sqrt() * fresh
+        z = op.V(torch.where(strength <= sigma, clear, torch.where(values > 1e-3, noisy, hidden)))
+        return problem.denoise(z, level), z, level
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ class DPS(DiffPIR):
     iterations: int = 1000
     renewal: float | None = None
     guidance: float | None = None
+    differentiable = False
 
     def estimate(self, problem: Problem, z: Tensor, sigma: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         def pull(d):
@@ -152,6 +160,7 @@ class PiGDM(DiffPIR):
     iterations: int = 100
     renewal: float | None = None
     range: float = 0.5
+    differentiable = False
 
     def estimate(self, problem: Problem, z: Tensor, sigma: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         variance = sigma**2 / (1 + (sigma / self.range) ** 2)
@@ -239,8 +248,10 @@ class REDDiff(DiffPIR):
 
 def through_denoiser(problem: Problem, z: Tensor, sigma: Tensor, pull: Callable) -> tuple[Tensor, Tensor]:
     """D(z) and J' pull(D(z)), where J is the derivative of D at z; the memory is that of one call."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        d = problem.denoise(z, sigma)
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        d = problem.denoise(z, sigma.clone())
+        if not d.requires_grad:
+            raise TypeError("denoiser: expected one that can be differentiated")
         (gradient,) = torch.autograd.grad(d, z, pull(d.detach()))
     return d.detach(), gradient

@@ -40,6 +40,15 @@ class Scan:
     metadata: dict = field(default_factory=dict)
 
 
+ENDINGS = (".cfl", ".npy", ".nii", ".nii.gz", ".dcm")
+
+
+def readable(path: Path) -> bool:
+    """Whether :func:`load` takes a file or folder, by its name."""
+    named = path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
+    return any(path.glob("*.dcm")) if path.is_dir() else named
+
+
 def load(path: str | Path) -> Scan:
     """Read raw k-space or an image.
 

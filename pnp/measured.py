@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import deepinv
 import torch
@@ -22,15 +23,15 @@ class Measured:
 
     :param op: deepinv ``LinearPhysics``.
     :param y: measurements: a tensor, or a ``TensorList`` of stacked operators.
-    :param sigma: standard deviations, broadcastable to y, or None for noise of the same strength everywhere.
+    :param sigma: standard deviations, broadcastable to y, or None for noise of the same strength in all of an item.
     :raises TypeError: for another kind of measurements.
     :raises ValueError: for measurements of another shape than the operator's, with NaN or infinity, or all 0, and
         for an operator whose adjoint is not one.
     """
 
-    def __init__(self, op: LinearPhysics, y, sigma: Tensor | None = None):
+    def __init__(self, op: LinearPhysics, y, sigma: Tensor | TensorList | None = None):
         _check(y)
-        self.op, self.weight, self.given = op, None if sigma is None else 1 / sigma, y
+        self.op, self.weight, self.given = op, None if sigma is None else each_part(torch.reciprocal, sigma), y
         self.y = y if sigma is None else y * self.weight
         self.calls = {"A": 0, "A_adjoint": 0, "A_adjoint_A": 0}
         self.adjoint_y = self.adjoint(self.y)
@@ -48,7 +49,15 @@ class Measured:
     @property
     def count(self) -> Tensor:
         """Number of measurements of each item, (B, 1, ...); those that are 0, like unsampled k-space, do not count."""
-        return self._each(sum((part != 0).flatten(1).sum(1) for part in _parts(self.y))).clamp_min(1)
+        return self._each(sum((part != 0).flatten(1).sum(1) for part in parts(self.y))).clamp_min(1)
+
+    @property
+    def mean_weight(self) -> Tensor:
+        """Mean squared weight of each item's measurements, (B, 1, ...): 1 where nothing is whitened."""
+        if self.weight is None:
+            return torch.ones_like(self.energy)
+        ones = each_part(torch.ones_like, self.y)
+        return self._squared(ones * self.weight) / self._squared(ones)
 
     def misfit(self, x: Tensor) -> Tensor:
         """|A x - y|^2 of each item, (B, 1, ...)."""
@@ -65,24 +74,25 @@ class Measured:
 
     def adjoint_noise(self, generator: torch.Generator) -> Tensor:
         """A'n of white noise n with standard deviation 1."""
-        parts = [
-            torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
-            for part in _parts(self.y)
-        ]
-        return self.adjoint(parts[0] if isinstance(self.y, Tensor) else TensorList(parts))
+
+        def white(part: Tensor) -> Tensor:
+            return torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+
+        return self.adjoint(each_part(white, self.y))
 
     def normal(self, x: Tensor) -> Tensor:
-        """A'A x, by the operator's own product where nothing is whitened."""
+        """A'A x, by the operators' own products where nothing in them is whitened."""
         self.calls["A_adjoint_A"] += 1
         if self.weight is None:
             return self.op.A_adjoint_A(x)
-        return self.op.A_adjoint(self.op.A(x) * self.weight**2)
+        if isinstance(self.weight, TensorList) and all(weight.numel() == 1 for weight in self.weight):
+            return sum(w**2 * part.A_adjoint_A(x) for w, part in zip(self.weight, self.op.physics_list))
+        return self.op.A_adjoint(self.op.A(x) * self.weight * self.weight)
 
     def repeated(self, count: int) -> Measured:
         """The same measurements ``count`` times, as a batch; of a single item."""
         many = copy.copy(self)
-        parts = [part.repeat_interleave(count, 0) for part in _parts(self.y)]
-        many.y = parts[0] if isinstance(self.y, Tensor) else TensorList(parts)
+        many.y = each_part(lambda part: part.repeat_interleave(count, 0), self.y)
         many.adjoint_y = self.adjoint_y.repeat_interleave(count, 0)
         return many
 
@@ -93,7 +103,7 @@ class Measured:
         seen = self.op.A(v) if self.weight is None else self.op.A(v) * self.weight
         if isinstance(seen, Tensor) and seen.shape != self.y.shape:
             raise ValueError(f"y: expected the operator's measurements {tuple(seen.shape)}, got {tuple(self.y.shape)}")
-        inner, energy = (sum((p * q).sum() for p, q in zip(_parts(seen), _parts(other))) for other in (self.y, seen))
+        inner, energy = (sum((p * q).sum() for p, q in zip(parts(seen), parts(other))) for other in (self.y, seen))
         # b off by a share e makes the first differ by about e |b|
         if not (inner - (b * v).sum()).abs() <= tolerance * b.norm():
             raise ValueError("op: its A_adjoint is not the adjoint of its A (see operators.check)")
@@ -116,22 +126,28 @@ class Measured:
         return kept
 
     def _squared(self, y) -> Tensor:
-        return self._each(sum(dot(part, part).flatten() for part in _parts(y)))
+        return self._each(sum(dot(part, part).flatten() for part in parts(y)))
 
     def _each(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
 
 
-def _parts(y: Tensor | TensorList) -> list[Tensor]:
+def parts(y: Tensor | TensorList) -> list[Tensor]:
+    """The measurements of each of the stacked operators, or of the only one."""
     return list(y) if isinstance(y, TensorList) else [y]
 
 
+def each_part(function: Callable[[Tensor], Tensor], y: Tensor | TensorList) -> Tensor | TensorList:
+    """A function of tensors on measurements, of stacked operators on each one's."""
+    return TensorList([function(part) for part in y]) if isinstance(y, TensorList) else function(y)
+
+
 def _check(y) -> None:
-    for part in _parts(y):
+    for part in parts(y):
         if not isinstance(part, Tensor) or part.is_complex() or not part.is_floating_point():
             found = part.dtype if isinstance(part, Tensor) else type(part).__name__
             raise TypeError(f"y: expected a real floating-point tensor, got {found}")
         if not torch.isfinite(part).all():
             raise ValueError("y: expected finite values, got NaN or infinity")
-    if not any(part.any() for part in _parts(y)):
+    if not any(part.any() for part in parts(y)):
         raise ValueError("y: expected measurements, got only zeros")

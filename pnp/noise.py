@@ -7,20 +7,25 @@ import math
 import deepinv
 import torch
 import torch.nn.functional as F
+from deepinv.utils import TensorList
 from torch import Tensor
 
 from denoisers.noise import estimate_noise, high_differences
 from operators import MRI, FanBeamCT, LowDose, NonCartesianMRI, ParallelBeamCT
 
 
-def told(op, y, noise=None) -> float | Tensor | None:
+def told(op, y, noise=None) -> float | Tensor | TensorList | None:
     """Standard deviation of the noise in y, as the user or the operator tells it.
 
-    :param noise: what the user gave: a number, a tensor broadcastable to y, or None for the operator's noise model,
-        where it is Gaussian or :class:`operators.LowDose`.
-    :return: a number, a tensor broadcastable to y, or None where nobody tells.
+    :param noise: what the user gave: a number, a tensor broadcastable to y, of stacked operators a list of such for
+        their parts, or None for the operator's noise model, where it is Gaussian or :class:`operators.LowDose`.
+    :return: a number, a tensor broadcastable to y, a list of tensors for the parts, or None where nobody tells.
     :raises ValueError: where ``noise`` is negative, not finite or of a shape that does not fit y.
     """
+    if isinstance(y, TensorList):
+        if noise is not None and not isinstance(noise, (list, tuple, TensorList)):
+            return _checked(noise, y[0])
+        return _of_parts(op, y, noise)
     if noise is not None:
         return _checked(noise, y)
     if isinstance(op.noise_model, deepinv.physics.GaussianNoise):
@@ -32,6 +37,21 @@ def told(op, y, noise=None) -> float | Tensor | None:
     if isinstance(op.noise_model, LowDose):
         return op.noise_model.std(y)
     return None
+
+
+def _of_parts(op, y: TensorList, noise) -> float | TensorList | None:
+    """What is told of each part of stacked operators; None where nobody tells of one of them."""
+    noise = [None] * len(y) if noise is None else list(noise)
+    if len(noise) != len(y):
+        raise ValueError(f"noise: expected a number or one for each of {len(y)} stacked operators, got {len(noise)}")
+    levels = [told(part, values, level) for part, values, level in zip(op.physics_list, y, noise)]
+    if any(level is None for level in levels):
+        return None
+    if all(isinstance(level, float) for level in levels) and len(set(levels)) == 1:
+        return levels[0]
+    if any(level == 0 for level in levels if isinstance(level, float)):
+        raise ValueError(f"noise: expected positive standard deviations for each operator, got {levels}")
+    return TensorList([torch.as_tensor(level).to(values) for level, values in zip(levels, y)])
 
 
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:

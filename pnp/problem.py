@@ -11,12 +11,13 @@ import deepinv
 import torch
 from deepinv.models import TVDenoiser
 from deepinv.physics import LinearPhysics
+from deepinv.utils import TensorList
 from torch import Tensor
 
-from denoisers.adapt import accepts, adapt
+from denoisers.adapt import Adapted, accepts, adapt
 from pnp import noise as noise_levels
 from pnp.data_step import closed_form, conjugate_gradients
-from pnp.measured import Measured
+from pnp.measured import Measured, parts
 from pnp.spectrum import lanczos
 
 # below this noise level, in units of the image's range, the data step is as good as exact interpolation
@@ -56,11 +57,13 @@ class Problem:
         if denoiser is not None and not callable(denoiser):
             raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
         told = noise_levels.told(op, y, noise)
-        self.measured = Measured(op, y, told if isinstance(told, Tensor) else None)
+        uneven = isinstance(told, TensorList) or (isinstance(told, Tensor) and told[0].numel() > 1)
+        self.measured = Measured(op, y, told if uneven else None)
         self.generator = torch.Generator(self.measured.adjoint_y.device).manual_seed(seed or 0)
         self.calls = self.measured.calls
         self.calls["denoiser"] = 0
         self.seconds = {"data": 0.0, "denoiser": 0.0}
+        self.alternating = True  # of volumes, whether each call of the denoiser sees slices along another axis
         with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
             self._normalise(op, y, told, seed)
         if denoiser is not None:
@@ -69,8 +72,8 @@ class Problem:
                     part.generator.manual_seed(seed or 0)
             self._denoiser = self._adapted(denoiser)
 
-    def _normalise(self, op: LinearPhysics, y, told: float | Tensor | None, seed: int | None) -> None:
-        b, uneven = self.measured.adjoint_y, isinstance(told, Tensor)
+    def _normalise(self, op: LinearPhysics, y, told: float | Tensor | TensorList | None, seed: int | None) -> None:
+        b, uneven = self.measured.adjoint_y, self.measured.weight is not None
         values, self.ritz_weights = lanczos(self.measured.normal, b, seed=seed or 0)
         self.norm = _per_item(values[:, -1], b)
         if not (self.norm > 0).all():
@@ -83,13 +86,11 @@ class Problem:
         self.scale, self.offset, self.phase = _image_range(first)
         self.first = self.smoothest() if self._leaves_holes() else first / self.scale
 
-        noise = _per_item(self._estimated_noise(op, y), b) if told is None else told
-        self.measured_noise = noise
-        if isinstance(noise, Tensor) and told is None and isinstance(y, Tensor):
-            self.measured_noise = _per_item(noise, y)
-        if isinstance(self.measured_noise, Tensor) and self.measured_noise.numel() == 1:
-            self.measured_noise = self.measured_noise.item()
-        whitened = torch.as_tensor(1.0 if uneven else noise, device=b.device)
+        self.measured_noise = told
+        if not uneven:  # a number, or one for each item
+            noise = self._estimated_noise(op, y) if told is None else torch.as_tensor(told, device=b.device)
+            self.measured_noise = noise.item() if noise.numel() == 1 else _per_item(noise, parts(y)[0])
+        whitened = torch.ones_like(self.norm) if uneven else _per_item(noise.to(b), b)
         self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
 
     @property
@@ -131,8 +132,8 @@ class Problem:
         """The denoiser's estimate of the image in u, which has noise of standard deviation sigma (B, 1, ...)."""
         began = time.perf_counter()
         if u.ndim == 5:  # slices along another axis each time: as good as the mean over all, in a third of the time
-            axes = [axis for axis in range(3) if min(n for k, n in enumerate(u.shape[2:]) if k != axis) >= 16] or [0]
-            self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],)
+            axes = self._slicing(u)
+            self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],) if self.alternating else axes
         self.calls["denoiser"] += 1
         d = self._denoiser(u, sigma)
         if not torch.isfinite(d).all() and torch.isfinite(u).all():
@@ -142,6 +143,11 @@ class Problem:
             )
         self.seconds["denoiser"] += time.perf_counter() - began
         return d
+
+    @staticmethod
+    def _slicing(u: Tensor) -> tuple[int, ...]:
+        """The axes along which volumes are cut into slices that are not too thin."""
+        return tuple(k for k in range(3) if min(n for j, n in enumerate(u.shape[2:]) if j != k) >= 16) or (0,)
 
     def white(self) -> Tensor:
         """A fresh image of white noise with standard deviation 1."""
@@ -165,12 +171,16 @@ class Problem:
 
     def potential(self, u: Tensor, sigma: Tensor) -> Tensor:
         """The function g whose gradient is u - D(u), (B, 1, ...)."""
-        if not hasattr(self._denoiser.denoiser, "potential"):
+        inner = self._denoiser.denoiser
+        while isinstance(inner, Adapted):
+            inner = inner.denoiser
+        if not hasattr(inner, "potential"):
             raise TypeError(
                 'denoiser: expected one with a potential, such as denoisers.load("gradient-step"), got '
-                f"{type(self._denoiser.denoiser).__name__}"
+                f"{type(inner).__name__}"
             )
         began = time.perf_counter()
+        self._denoiser.axes = self._slicing(u)
         value = self._denoiser.potential(u, sigma)
         self.seconds["denoiser"] += time.perf_counter() - began
         return _per_item(value, u)
@@ -251,7 +261,7 @@ class Problem:
         """
         channels = self.first.shape[1]
         dtype = next((p.dtype for p in getattr(denoiser, "parameters", list)()), self.first.dtype)
-        single = channels > 1 and not accepts(denoiser, channels, self.first.device, dtype)
+        single = channels > 1 and not accepts(denoiser, channels, self.first.device, dtype, self.first.shape[-2:])
         phase = self.phase if single else None
         return adapt(denoiser, offset=self.offset / self.scale, phase=phase, channels=single)
 
@@ -266,7 +276,7 @@ def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         phase = smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
     else:
         low, high = _percentile(image, 0.001), _percentile(image, 0.999)
-        offset = torch.where(low < -0.1 * high.abs(), low, 0.0)
+        offset = torch.where(low.abs() > 0.1 * high.abs(), low, 0.0)
         scale, phase = high - offset, None
     return torch.where(scale > 0, scale, 1.0), offset, phase  # an item without signal stays 0
 

@@ -49,7 +49,8 @@ def cartesian_mri(kspace: Tensor, calibration: int = 24, most_coils: int = 12) -
         kspace = coils.compress(coils.whiten(kspace, covariance), most_coils)
         covariance = torch.eye(most_coils, dtype=kspace.dtype)
         found["virtual coils"] = most_coils
-    maps = coils.espirit(kspace, (min(rows, calibration), min(columns, calibration)))
+    region = min(rows, calibration), min(columns, calibration)
+    maps = coils.espirit(kspace, region, kernel=min(6, min(region) // 2))  # windows must overlap for a null space
     op = MRI(mask, coils.whiten(maps, covariance))
     return op, from_complex(coils.whiten(kspace, covariance)[None]), found
 

@@ -10,6 +10,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+from operators.operator import whole
 from pnp import algorithms
 from pnp.problem import Problem
 from pnp.solver import iterate, solve
@@ -37,7 +38,9 @@ class Samples:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the samples at each pixel, (B, C, H, W)."""
+        """Standard deviation of the samples at each pixel, (B, C, H, W); of at least two samples."""
+        if len(self.x) < 2:
+            raise ValueError("std: expected at least two samples, got one")
         return self.x.std(0)
 
     def __repr__(self) -> str:
@@ -52,7 +55,7 @@ def sample(
     denoiser: Callable,
     *,
     n: int = 8,
-    steps: int = 10,
+    steps: int | None = None,
     algorithm=None,
     noise: float | Tensor | None = None,
     seed: int | None = None,
@@ -65,18 +68,22 @@ def sample(
     on real images, 90 % intervals from eight samples (Student's t) hold the truth in about nine pixels of ten. With the
     name of a diffusion sampler, they are that sampler's as they are.
 
-    Norm, range, noise level and start are found once; of a single image, all samples are drawn as one batch.
+    Of a single image, all samples are drawn as one batch.
 
     :param n: number of samples.
-    :param steps: denoiser calls for each, and for the point estimate.
+    :param steps: denoiser calls for each, and for the point estimate; default 10, or what a sampler with its own
+        settings has.
     :param algorithm: None for calibrated samples; a diffusion sampler ("diffpir", "dds", "ddnm", "ddrm", "daps",
         "fire", "pigdm", "dps", "red-diff"), or one with its own settings.
-    :param op, y, denoiser, noise, seed, progress: as in :func:`pnp.solve`.
+    :param seed: seed of all that is random; None for other samples each time.
+    :param op, y, denoiser, noise, progress: as in :func:`pnp.solve`.
     :raises ValueError, TypeError: for input that does not fit, as in :func:`pnp.solve`.
     :raises DivergenceError: when the iteration diverges.
     """
-    if n < 1:
-        raise ValueError(f"n: expected at least 1, got {n}")
+    n = whole("n", n)
+    seed = torch.Generator().seed() % 2**31 if seed is None else seed
+    if steps is None and (algorithm is None or isinstance(algorithm, str)):
+        steps = 10
     if denoiser is None:
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
     began = time.perf_counter()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from deepinv.physics import LinearPhysics
+from deepinv.utils import TensorList
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -28,8 +29,9 @@ class Solution:
 
     :param x: the image (B, C, H, W), in the units that A x = y asks for.
     :param noise: standard deviation of the noise in y that was told or estimated: a number, or a tensor broadcastable
-        to y, for instance one estimate for each item of a batch.
-    :param converged: whether the last iteration changed the image by less than the noise.
+        to y, for instance one estimate for each item of a batch, or a ``TensorList`` of stacked operators' levels.
+    :param converged: whether the last iteration changed the image by less than the noise; True for algorithms without
+        a denoiser, which end where their iterations do.
     :param iterations: iterations that were run.
     :param history: lists with an entry an iteration: ``residual`` (root mean square of A x - y in units of the noise,
         about 1 where the image explains the data), ``sigma`` and ``rho`` (denoiser level and data weight, in units of
@@ -51,7 +53,7 @@ class Solution:
     algorithm: object = field(default=None)
 
     def __repr__(self) -> str:
-        levels = torch.as_tensor(self.noise)
+        levels = self.noise.flatten() if isinstance(self.noise, TensorList) else torch.as_tensor(self.noise)
         noise = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels.min().item(), levels.max().item())))
         state = "converged" if self.converged else "not converged"
         calls = ", ".join(f"{count} x {name}" for name, count in self.calls.items() if count)
@@ -105,13 +107,14 @@ def solve(
     :param algorithm: None for the recommended one, the name of one (``"drs"``, ``"hqs"``, ``"tv"``), or an instance
         with its own settings, for instance ``pnp.algorithms.HQS(weight=0.5)``.
     :param noise: standard deviation of the noise in y: a number, or a tensor broadcastable to y for noise of another
-        strength in each measurement. None for the operator's noise model (Gaussian, or
-        ``operators.LowDose``); where it has none, it is estimated. Noise that coils have in common is whitened before,
-        with ``operators.coils.whiten`` on k-space and maps; :func:`pnp.io.load` does it.
+        strength in each measurement; of stacked operators, also a list with one for each. None for the operator's
+        noise model (Gaussian, or ``operators.LowDose``); where it has none, it is estimated. Noise that coils have in
+        common is whitened before, with ``operators.coils.whiten`` on k-space and maps; :func:`pnp.io.load` does it.
     :param iterations: number of iterations, default the algorithm's.
     :param start: image to start from, default a regularised least-squares solution.
     :param seed: seed of all that is random; the same seed gives the same image.
-    :param callback: called after each iteration as ``callback(k, x)``; when it returns True the iteration stops.
+    :param callback: called after each iteration as ``callback(k, x)``; when what it returns is true the iteration
+        stops.
     :param progress: show a progress bar.
     :param on_divergence: "raise" for an exception, "warn" for a warning and the image that fitted the data best.
     :param gradients: None for an image without gradients; "unrolled" for those through all iterations, with respect to
@@ -128,6 +131,8 @@ def solve(
     algorithm = algorithms.find(algorithm, iterations)
     if denoiser is None and algorithm.uses_denoiser:
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
+    if gradients is not None and not getattr(algorithm, "differentiable", True):
+        raise ValueError(f"gradients: expected None with {type(algorithm).__name__}, whose steps are gradients")
     prior = denoiser if algorithm.uses_denoiser else getattr(algorithm, "denoiser", None)
     with torch.set_grad_enabled(gradients is not None):
         problem = Problem(op, y, prior, noise, seed)
@@ -158,7 +163,7 @@ def iterate(
     """The loop that all algorithms share: the last state, the history, and how far the image moved in the end."""
     history: dict[str, list[float]] = {"residual": [], "sigma": [], "rho": [], "change": []}
     least_noise = problem.noise.min().item()
-    best = (math.inf, state[0])
+    best = (problem.misfit(state[0].detach()).mean().item(), state[0])
     for k, parameters in enumerate(tqdm(schedule, disable=not progress)):
         before = state[0].detach()
         try:
@@ -179,7 +184,8 @@ def iterate(
         if hasattr(algorithm, "objective"):
             history.setdefault("objective", []).append(algorithm.objective(problem, state).sum().item())
         history["change"].append(moved / max(x.square().mean().sqrt().item(), 1e-12))
-        if callback is not None and callback(k, x * problem.scale) is True:
+        asked = None if callback is None else callback(k, x * problem.scale)
+        if asked is not None and bool(asked):
             break
         if moved <= NO_LONGER_PAYS * least_noise:
             break

@@ -21,7 +21,8 @@ def lanczos(normal: Callable, like: Tensor, steps: int = 16, seed: int = 0) -> t
     :return: values and weights, each (B, steps), the values ascending; fewer where the map's Krylov space is smaller.
     """
     rng = torch.Generator(like.device).manual_seed(seed)
-    v = torch.randint(0, 2, like.shape, generator=rng, device=like.device).to(like.dtype) * 2 - 1
+    v = torch.randint(0, 2, like.shape[1:], generator=rng, device=like.device).to(like.dtype) * 2 - 1
+    v = v.expand_as(like)  # the same for all, so that no item depends on its place in the batch
     values, vectors, _ = _krylov(normal, v, steps)
     return values, vectors[:, 0].square()
 

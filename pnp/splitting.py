@@ -40,11 +40,17 @@ class Splitting:
             if len(self.sigma) != len(self.rho):
                 raise ValueError(f"sigma, rho: expected equally many, got {len(self.sigma)} and {len(self.rho)}")
             object.__setattr__(self, "iterations", len(self.sigma))
+        for name in ("first", "last", "weight", "gamma", "contrast", "range"):
+            if not getattr(self, name, 1) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= (getattr(self, "renewal", None) or 0) <= 1:
+            raise ValueError(f"renewal: expected a share from 0 to 1 or None, got {self.renewal}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
             return self.rule(problem)  # may give further parameters of the step
-        return [(s / problem.scale, r / problem.norm) for s, r in zip(self.sigma, self.rho)]
+        weight = problem.measured.mean_weight / problem.norm
+        return [(s / problem.scale, r * weight) for s, r in zip(self.sigma, self.rho)]
 
     def data_step(self, problem: Problem, z: Tensor, rho: Tensor) -> Tensor:
         return problem.data_step(z, rho, self.cg_iterations, self.cg_tolerance)

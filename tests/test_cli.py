@@ -8,6 +8,7 @@ import sys
 
 import nibabel
 import numpy as np
+import pandas
 import pytest
 
 from operators import masks
@@ -101,3 +102,24 @@ def test_evaluate(tmp_path, capsys):
     assert (tmp_path / "out" / "dice-psnr.png").exists()
     assert main(["evaluate", "brain-tissue", str(tmp_path / "slices.npz")]) == 2
     assert "--labels: expected" in capsys.readouterr().err
+
+
+def test_batch(kspace, tmp_path, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    np.save(folder / "raw.npy", kspace)
+    np.save(folder / "image.npy", np.abs(np.fft.ifft2(kspace[0])).astype(np.float32))
+    (folder / "broken.nii.gz").write_bytes(b"nothing")
+    (folder / "notes.txt").write_text("not an image")
+    assert main(["batch", str(folder)]) == 2
+    shown = capsys.readouterr()
+    assert "1 of 3 files failed: broken.nii.gz" in shown.err
+    out = tmp_path / "scans-pnp"
+    assert {path.name for path in out.iterdir()} == {
+        "batch.csv", "raw.nii.gz", "raw-labels.nii.gz", "image-labels.nii.gz"
+    }  # fmt: skip
+    table = pandas.read_csv(out / "batch.csv").set_index("file")
+    assert table.loc["raw.npy", ["CSF", "grey matter", "white matter"]].sum() > 0
+    (folder / "broken.nii.gz").unlink()
+    assert main(["batch", str(folder)]) == 0  # nothing is left to do
+    assert "raw.npy" not in capsys.readouterr().out

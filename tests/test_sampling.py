@@ -61,7 +61,7 @@ def test_batches(multicoil, medical):
 
 def test_bad_input(multicoil, medical):
     op, y, _ = multicoil
-    with pytest.raises(ValueError, match="n: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="n: expected a whole number of at least 1, got 0"):
         pnp.sample(op, y, medical, n=0)
     with pytest.raises(ValueError, match="iterations: expected a whole"):
         pnp.sample(op, y, medical, steps=0)
