@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,10 +127,17 @@ class Source:
                     f"images: expected slices (H, W) or volumes (D, H, W) of finite values, number {number} has shape "
                     f"{image.shape} and {np.count_nonzero(~np.isfinite(image))} values that are not finite"
                 )
+            if not self.hounsfield and not np.percentile(image, 99.9) > 0:
+                raise ValueError(
+                    f"images: expected positive values, by which they are scaled, number {number} has up to "
+                    f"{image.max():.4g}; for Hounsfield units set hounsfield"
+                )
+        if not 0 <= self.validation <= 1:
+            raise ValueError(f"validation: expected a share from 0 to 1, got {self.validation}")
         if self.complex and self.noisy:
             raise ValueError("complex, noisy: expected one of the two, since random phases make noise uneven")
         if not self.hounsfield:
-            self.images = [image / max(float(np.percentile(image, 99.9)), 1e-12) for image in self.images]
+            self.images = [image / float(np.percentile(image, 99.9)) for image in self.images]
         if self.noisy:
             if self.hounsfield:
                 low, high = HOUNSFIELD_WINDOWS["full"]
@@ -143,6 +151,13 @@ class Source:
         kept = kept if len(images) > 1 or self.validation == 1 else 0
         kept, self.held_out = images[: len(images) - kept], list(images[len(images) - kept :])
         self.images = [kept] if lone_volume else kept
+
+    @property
+    def described(self) -> str:
+        """Flags, weight and a checksum of the images, by which a training knows its data."""
+        pixels = b"".join(image.flat[:: max(image.size // 1000, 1)].tobytes() for image in self.images)
+        flags = [name for name in ("hounsfield", "complex", "noisy") if getattr(self, name)]
+        return " ".join((f"{len(self.images)} images", f"weight {self.weight:g}", *flags, f"{zlib.crc32(pixels):08x}"))
 
     def patch(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """One random patch (size, size), augmented, and its own noise; flat ones are drawn again, up to a point."""

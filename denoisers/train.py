@@ -45,8 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         torch.manual_seed(options.seed)
         network = ResidualUNet(tuple(options.widths))
+    sources = dict(parse_source(text) for text in options.sources)
+    if len(sources) < len(options.sources):
+        raise ValueError(f"sources: expected a name of its own for each, got {', '.join(options.sources)}")
     network = train(
-        dict(parse_source(text) for text in options.sources),
+        sources,
         options.out,
         network=network.to(options.device),
         steps=options.steps,

@@ -94,14 +94,19 @@ def train(
     :raises TypeError: for a network without ``settings``, with which :func:`denoisers.load` could not build it again.
     :raises FloatingPointError: when the loss is no longer finite.
     """
-    for name, value in (("steps", steps), ("batch", batch), ("patch", patch), ("validate_every", validate_every)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    least = {"steps": 1, "batch": 1, "patch": 1, "validate_every": 1, "warmup": 1, "restarts": 0}
+    for name, value in zip(least, (steps, batch, patch, validate_every, warmup, restarts)):
+        if value < least[name]:
+            raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
+    if not sigma_max > 0.01:
+        raise ValueError(f"sigma_max: expected more than 0.01, in units of the images' range, got {sigma_max}")
     if network is not None and not hasattr(network, "settings"):
         raise TypeError(
             "network: expected one of this package, or one whose keyword arguments are in network.settings, got "
             f"{type(network).__name__}"
         )
+    if unused := [name for name, source in sources.items() if not any(map(len, source.images))]:
+        raise ValueError(f"sources: expected images to train on, got all kept for validation in {', '.join(unused)}")
     rank, count = processes.join()
     if batch % count:
         raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
@@ -118,7 +123,8 @@ def train(
     noise = torch.Generator(device).manual_seed(seed + rank)
     run = {"step": 0, "cpu_seconds": 0.0, "gpu_seconds": 0.0}
     arguments = {
-        "network": f"{type(network).__name__} {network.settings}", "sources": ", ".join(sources), "steps": steps,
+        "network": f"{type(network).__name__} {network.settings}", "from": getattr(network, "card", {}).get("name"),
+        "sources": ", ".join(f"{name} {source.described}" for name, source in sources.items()), "steps": steps,
         "batch": batch, "patch": patch, "sigma_max": sigma_max, "learning_rate": learning_rate, "warmup": warmup,
         "restarts": restarts, "squared_share": squared_share, "average": average, "coloured_share": coloured_share,
         "nonexpansive": nonexpansive, "seed": seed,
@@ -129,9 +135,7 @@ def train(
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
         before = saved.get("arguments", arguments)
-        other = [
-            f"{name} {before[name]}, now {arguments[name]}" for name in arguments if before[name] != arguments[name]
-        ]
+        other = [f"{name} {before[name]}, now {arguments[name]}" for name in before if before[name] != arguments[name]]
         if other:
             raise ValueError(f"out: {out} holds a run with other arguments ({'; '.join(other)}); give another folder")
         for name, part in parts.items():

@@ -248,9 +248,9 @@ class REDDiff(DiffPIR):
 
 def through_denoiser(problem: Problem, z: Tensor, sigma: Tensor, pull: Callable) -> tuple[Tensor, Tensor]:
     """D(z) and J' pull(D(z)), where J is the derivative of D at z; the memory is that of one call."""
-    with torch.inference_mode(False), torch.enable_grad():
-        z = z.detach().clone().requires_grad_()
-        d = problem.denoise(z, sigma.clone())
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        d = problem.denoise(z, sigma)
         if not d.requires_grad:
             raise TypeError("denoiser: expected one that can be differentiated")
         (gradient,) = torch.autograd.grad(d, z, pull(d.detach()))

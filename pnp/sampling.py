@@ -48,6 +48,7 @@ class Samples:
         return f"Samples(x {tuple(self.x.shape)}, {calls}, {self.seconds:.2f} s)"
 
 
+@torch.inference_mode(False)  # some denoisers and samplers are gradients
 @torch.no_grad()
 def sample(
     op: LinearPhysics,

@@ -82,6 +82,7 @@ class Solution:
         return figure
 
 
+@torch.inference_mode(False)  # some denoisers and algorithms are gradients
 def solve(
     op: LinearPhysics,
     y: Tensor,

@@ -76,3 +76,11 @@ def test_block_matching_without_its_authors_program():
 def test_levels_that_do_not_fit(name):
     with pytest.raises(ValueError, match="sigma: expected a number or one for each of 2 images"):
         denoisers.load(name)(torch.rand(2, 1, 16, 16), torch.rand(3))
+
+
+def test_total_variation_without_noise_is_the_image():
+    x = torch.zeros(2, 1, 12, 12)
+    x[..., 4:8, 4:8] = 1
+    out = denoisers.load("tv")(x, torch.tensor([0.0, 0.1]))
+    assert torch.equal(out[0], x[0])
+    assert torch.isfinite(out).all()

@@ -147,3 +147,33 @@ def test_gradient_through_the_denoiser_is_deepinvs(multicoil, medical):
     scaled = deepinv.physics.LinearPhysics(A=lambda x: op.A(x) / problem.norm.sqrt().item())
     wanted = fidelity.grad(z.clone(), y / unit, scaled, 0.1)
     assert (found - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_ddrm_where_the_spectrum_has_other_axes(brain, medical):
+    """Blur by FFT: items of a batch with noise of their own are what they are alone."""
+    op = deepinv.physics.BlurFFT((1, 96, 80), filter=torch.ones(1, 1, 3, 3) / 9)
+    level = torch.tensor([0.01, 0.1]).view(2, 1, 1, 1)
+    y = op.A(brain.repeat(2, 1, 1, 1)) + level * torch.randn(2, 1, 96, 80)
+    both = pnp.solve(op, y, medical, algorithm="ddrm", noise=level).x
+    for k in range(2):
+        alone = pnp.solve(op, y[k : k + 1], medical, algorithm="ddrm", noise=level[k].item()).x
+        assert abs(quality.psnr(both[k : k + 1], brain) - quality.psnr(alone, brain)) < 0.7
+    assert pnp.sample(op, y[:1], medical, n=2, steps=4, algorithm="ddrm").x.shape == (2, 1, 1, 96, 80)
+    with pytest.raises(ValueError, match="noise: expected a number or one for each image"):
+        pnp.solve(op, y, medical, algorithm="ddrm", noise=torch.full(y.shape, 0.1))
+
+
+def test_steps_and_seeds_of_samples(multicoil, medical):
+    op, y, _ = multicoil
+    own = pnp.sample(op, y, medical, n=1, algorithm=pnp.algorithms.DiffPIR(iterations=3))
+    assert own.calls["denoiser"] == 3
+    first, second = (pnp.sample(op, y, medical, n=1, steps=2).x for _ in range(2))
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="std: expected at least two samples"):
+        _ = own.std
+
+
+def test_samples_in_inference_mode(multicoil, medical):
+    op, y, _ = multicoil
+    with torch.inference_mode():
+        assert pnp.sample(op, y, medical, n=1, steps=2, algorithm="dps").x.isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import deepinv
@@ -403,3 +404,92 @@ def test_plot_shows_every_curve(multicoil, medical, tmp_path):
     figure = pnp.solve(op, y, medical, iterations=4).plot()
     figure.savefig(tmp_path / "solution.png")
     assert [len(line.get_xdata()) for line in figure.axes[1].lines[:3]] == [4, 4, 4]
+
+
+def test_noise_of_stacked_operators(brain, medical):
+    """A second, much noisier measurement does not spoil the first, whether operators or the user tell its noise."""
+    parts = [
+        operators.ParallelBeamCT((96, 80), torch.arange(60) * math.pi / 60 + shift, noise_model=model)
+        for shift, model in ((0.0, deepinv.physics.GaussianNoise(0.1)), (0.01, deepinv.physics.GaussianNoise(2.0)))
+    ]
+    op = operators.stack(*parts)
+    y = op(brain)
+    alone = quality.psnr(pnp.solve(parts[0], y[0], medical).x, brain)
+    told, given = pnp.solve(op, y, medical), pnp.solve(op, y, medical, noise=[0.1, 2.0])
+    assert torch.equal(told.x, given.x)
+    assert quality.psnr(told.x, brain) > alone - 0.1
+    assert quality.psnr(pnp.solve(op, y, medical, noise=1.0).x, brain) < alone - 1
+    assert "noise 0.1 to 2" in repr(told)
+    with pytest.raises(ValueError, match="noise: expected a number or one for each of 2 stacked operators, got 3"):
+        pnp.solve(op, y, medical, noise=[0.1, 2.0, 1.0])
+
+
+@pytest.mark.parametrize("algorithm", ["drs", pnp.algorithms.HQS(sigma=[0.3, 0.1, 0.03], rho=[1.0, 10.0, 100.0])])
+def test_noise_told_for_each_item_is_no_other_problem(algorithm, brain, medical):
+    op = operators.ParallelBeamCT((96, 80), torch.arange(60) * math.pi / 60)
+    y = op.A(brain).repeat(2, 1, 1, 1)
+    y = y + 0.3 * torch.randn(y.shape)
+    number, items = (
+        pnp.solve(op, y, medical, noise=noise, algorithm=algorithm).x for noise in (0.3, torch.full((2, 1, 1, 1), 0.3))
+    )
+    assert torch.equal(number, items)
+    if algorithm != "drs":  # weights in the user's units mean the same with noise for each measurement
+        each = pnp.solve(op, y, medical, noise=torch.full(y.shape, 0.3), algorithm=algorithm).x
+        assert relative(each, number) < 0.01
+
+
+def test_offsets_of_either_sign_are_taken_off(brain, medical):
+    op = deepinv.physics.Denoising(deepinv.physics.ZeroNoise())
+    y = brain + 0.1 * torch.randn(brain.shape)
+    scores = [quality.psnr(pnp.solve(op, y + c, medical, noise=0.1).x - c, brain).item() for c in (0, -10, 10)]
+    assert max(scores) - min(scores) < 0.3
+
+
+def test_a_blank_item_does_not_spoil_gradients(multicoil, medical):
+    op, y, _ = multicoil
+    y = torch.cat([y, 0 * y]).requires_grad_()
+    pnp.solve(op, y, medical, iterations=2, gradients="unrolled", noise=0.02).x.square().sum().backward()
+    assert torch.isfinite(y.grad).all()
+    assert y.grad[0].abs().max() > 0
+
+
+def test_gradient_step_descends_on_volumes():
+    volume = torch.zeros(1, 1, 16, 18, 20)
+    volume[..., 4:12, 5:13, 6:14] = 1
+    op = deepinv.physics.Denoising(deepinv.physics.ZeroNoise())
+    y = volume + 0.1 * torch.randn(volume.shape)
+    solution = pnp.solve(op, y, denoisers.load("gradient-step"), algorithm="gradient-step", noise=0.1, iterations=8)
+    objective = solution.history["objective"]
+    assert len(objective) > 2
+    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(objective))
+
+
+def test_what_fitted_best_may_be_the_start(multicoil):
+    op, y, _ = multicoil
+    first = pnp.solve(op, y, lambda x, s: x, iterations=1, noise=0.02)
+    with pytest.warns(UserWarning, match="diverged"):
+        worst = pnp.solve(op, y, lambda x, s: 100 * x, noise=0.02, on_divergence="warn")
+    assert relative(worst.x, first.x) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "iterations: expected a whole number of at least 1"),
+        ({"sigma": [], "rho": []}, "iterations: expected a whole number of at least 1"),
+        ({"first": 0}, "first: expected a positive number, got 0"),
+        ({"weight": -1}, "weight: expected a positive number, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message, multicoil, medical):
+    op, y, _ = multicoil
+    with pytest.raises(ValueError, match=message):
+        pnp.solve(op, y, medical, algorithm=pnp.algorithms.HQS(**settings))
+
+
+def test_a_class_is_no_algorithm(multicoil, medical):
+    op, y, _ = multicoil
+    with pytest.raises(TypeError, match="algorithm: expected a name or an algorithm, got the class HQS"):
+        pnp.solve(op, y, medical, algorithm=pnp.algorithms.HQS)
+    with pytest.raises(ValueError, match="gradients: expected None with DPS"):
+        pnp.solve(op, y, medical, algorithm="dps", iterations=2, gradients="unrolled")
