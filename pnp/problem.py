@@ -276,7 +276,8 @@ def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         phase = smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
     else:
         low, high = _percentile(image, 0.001), _percentile(image, 0.999)
-        offset = torch.where(low.abs() > 0.1 * high.abs(), low, 0.0)
+        # a low positive offset is left, since what a first image shows of it is not reliable (limited angles)
+        offset = torch.where((low < -0.1 * high.abs()) | (low > 0.5 * high), low, 0.0)
         scale, phase = high - offset, None
     return torch.where(scale > 0, scale, 1.0), offset, phase  # an item without signal stays 0
 
