@@ -25,14 +25,15 @@ UNSTATED = "the images' licence is not stated; they are not in the package"
 
 def brain_tissue(folder):
     """Slices along all three axes, the native coronal ones three times as often; subjects are kept apart."""
-    parts = {"training": [], "validation": [], "test": []}
+    parts = {"training": [], "validation": [], "test": [], "volumes": []}
     for labels in sorted((folder / "ibsr18").glob("IBSR_*_seg.nii.gz")):
         subject = labels.name[5:7]
         image = labels.with_name(f"IBSR_{subject}.nii.gz")
         if subject == "16":
             parts["validation"] += read_volume(image, labels, axes=(1,))[10:-10:4]
         elif subject in ("04", "09"):
-            parts["test"] += read_volume(image, labels, axes=(1,))
+            parts["volumes"].append(read_volume(image, labels, axes=(1,)))
+            parts["test"] += parts["volumes"][-1]
         else:
             parts["training"] += 3 * read_volume(image, labels, axes=(1,)) + read_volume(image, labels, axes=(0, 2))
     return parts
@@ -125,8 +126,21 @@ def main():
     card["test_slices"] = len(parts["test"])
     replace(path, (json.dumps(card, indent=2) + "\n").encode())
     dice = evaluate(segmenter.predict, parts["test"], classes).images("dice")
+    for volume in parts.get("volumes", ()):
+        print("Dice over a volume:", ", ".join(f"{score:.3f}" for score in volume_dice(segmenter, volume)))
     order = [k for k in np.argsort(dice) if np.isfinite(dice[k])]
     pictures(segmenter, [parts["test"][order[int(q * (len(order) - 1))]] for q in (0.95, 0.5, 0.0)], options.out)
+
+
+def volume_dice(segmenter, pairs):
+    """Of each class, over all slices together, and their mean."""
+    found = torch.cat([segmenter.predict(torch.from_numpy(image)[None, None]) for image, _ in pairs])
+    labels = torch.from_numpy(np.stack([labels for _, labels in pairs]))
+    scores = []
+    for k in range(1, len(segmenter.classes)):
+        both = ((found == k) & (labels == k)).sum()
+        scores.append((2 * both / ((found == k).sum() + (labels == k).sum())).item())
+    return [*scores, float(np.mean(scores))]
 
 
 def pictures(segmenter, pairs, out):
