@@ -56,6 +56,9 @@ class Problem:
             raise TypeError(f"op: expected a deepinv LinearPhysics, got {type(op).__name__}")
         if denoiser is not None and not callable(denoiser):
             raise TypeError(f"denoiser: expected a callable denoiser(x, sigma), got {type(denoiser).__name__}")
+        if not isinstance(y, (Tensor, TensorList)):
+            listed = " (of stacked operators, a deepinv TensorList)" if isinstance(y, (list, tuple)) else ""
+            raise TypeError(f"y: expected a real floating-point tensor{listed}, got {type(y).__name__}")
         told = noise_levels.told(op, y, noise)
         uneven = isinstance(told, TensorList) or (isinstance(told, Tensor) and told[0].numel() > 1)
         self.measured = Measured(op, y, told if uneven else None)

@@ -203,8 +203,10 @@ def _fixed_point(algorithm, problem: Problem, state: tuple, parameters: tuple) -
 
 
 def _checked_start(start: Tensor, problem: Problem) -> Tensor:
-    if start.shape != problem.first.shape:
-        raise ValueError(f"start: expected the image's shape {tuple(problem.first.shape)}, got {tuple(start.shape)}")
+    start = torch.as_tensor(start)
+    if start.shape != problem.first.shape or start.is_complex():
+        kind = f"{tuple(start.shape)}{', complex' if start.is_complex() else ''}"
+        raise ValueError(f"start: expected the image's shape {tuple(problem.first.shape)}, real, got {kind}")
     if not torch.isfinite(start).all():
         raise ValueError("start: expected finite values, got NaN or infinity")
     return start.to(problem.first) / problem.scale
