@@ -17,7 +17,7 @@ def spline(coefficients, points, low, high, cells):
     """Sum of scipy's cubic B-splines; the knots go on to both sides, so that all values count."""
     knots = low + np.arange(-3, cells + 4) * (high - low) / cells
     values = BSpline(knots, np.asarray(coefficients, float), 3, extrapolate=False)(points)
-    inside = (points >= low) & (points < high)
+    inside = (points >= knots[3]) & (points < knots[cells + 3])  # rounding may move the last one
     return values, inside
 
 

@@ -416,7 +416,7 @@ def test_noise_of_stacked_operators(brain, medical):
     y = op(brain)
     alone = quality.psnr(pnp.solve(parts[0], y[0], medical).x, brain)
     told, given = pnp.solve(op, y, medical), pnp.solve(op, y, medical, noise=[0.1, 2.0])
-    assert torch.equal(told.x, given.x)
+    assert relative(told.x, given.x) < 1e-3  # several threads sum in any order
     assert quality.psnr(told.x, brain) > alone - 0.1
     assert quality.psnr(pnp.solve(op, y, medical, noise=1.0).x, brain) < alone - 1
     assert "noise 0.1 to 2" in repr(told)
@@ -432,7 +432,7 @@ def test_noise_told_for_each_item_is_no_other_problem(algorithm, brain, medical)
     number, items = (
         pnp.solve(op, y, medical, noise=noise, algorithm=algorithm).x for noise in (0.3, torch.full((2, 1, 1, 1), 0.3))
     )
-    assert torch.equal(number, items)
+    assert relative(items, number) < 1e-3  # several threads sum in any order
     if algorithm != "drs":  # weights in the user's units mean the same with noise for each measurement
         each = pnp.solve(op, y, medical, noise=torch.full(y.shape, 0.3), algorithm=algorithm).x
         assert relative(each, number) < 0.01
