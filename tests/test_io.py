@@ -65,6 +65,15 @@ def test_raw_data_is_reconstructed(kspace, undersampled, medical):
     assert quality.psnr(x, reference, signal) > quality.psnr(zero_filled, reference, signal) + 3
 
 
+def test_few_calibration_lines(kspace, brain, medical):
+    """Windows of k-space as large as the calibration region would leave no null space, and hardly a pixel."""
+    mask = masks.cartesian((96, 80), 2, 10, seed=0)
+    op, y, found = raw.cartesian_mri(torch.from_numpy(kspace) * mask)
+    assert found["calibration"][1] == 10
+    x = pnp.solve(op, y, medical).x
+    assert quality.psnr(x * brain.max() / quality.magnitude(x).max(), brain) > 30
+
+
 def test_many_coils_are_compressed(kspace):
     mixing = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 4)))[0]
     rng = np.random.default_rng(1)
