@@ -211,7 +211,7 @@ def check_real(x: Tensor, name: str, shape: tuple[int, ...], items: int = 1) -> 
 
 def whole(name: str, value, least: int = 1) -> int:
     """A whole number of at least ``least``, or a ValueError."""
-    if not isinstance(value, (int, float, np.number)) or value != int(value) or value < least:
+    if not isinstance(value, (int, float, np.number)) or value % 1 != 0 or value < least:  # NaN and infinity, too
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return int(value)
 

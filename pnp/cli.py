@@ -51,7 +51,7 @@ def reconstruct(options) -> None:
         print(f"calibration region {found['calibration'][0]} x {found['calibration'][1]}; noise of the coils {noise}")
     solution = solve(scan.op, scan.y, denoisers.load(options.denoiser), algorithm=options.algorithm, progress=True)
     print(solution)
-    out = options.out or options.file.with_name(options.file.stem + "-pnp")
+    out = options.out or options.file.with_name(_stem(options.file) + "-pnp")
     for ending in (".nii.gz", ".png"):
         print("wrote", io.save(_with_ending(out, ending), solution.x, like=scan))
 
@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stem(path: Path) -> str:
     """The file's name without the ending that tells its kind."""
-    return next((path.name.removesuffix(e) for e in (".nii.gz", *io.ENDINGS) if path.name.endswith(e)), path.name)
+    return next((path.name.removesuffix(e) for e in (*io.ENDINGS, ".hdr") if path.name.endswith(e)), path.name)
 
 
 def _with_ending(path: Path, ending: str) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import deepinv
 import torch
 from deepinv.physics import LinearPhysics
+from deepinv.physics.forward import StackedLinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class Measured:
         self.calls["A_adjoint_A"] += 1
         if self.weight is None:
             return self.op.A_adjoint_A(x)
-        if isinstance(self.weight, TensorList) and all(weight.numel() == 1 for weight in self.weight):
+        if isinstance(self.op, StackedLinearPhysics) and all(weight.numel() == 1 for weight in self.weight):
             return sum(w**2 * part.A_adjoint_A(x) for w, part in zip(self.weight, self.op.physics_list))
         return self.op.A_adjoint(self.op.A(x) * self.weight * self.weight)
 

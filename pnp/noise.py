@@ -7,11 +7,13 @@ import math
 import deepinv
 import torch
 import torch.nn.functional as F
+from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
 
 from denoisers.noise import estimate_noise, high_differences
 from operators import MRI, FanBeamCT, LowDose, NonCartesianMRI, ParallelBeamCT
+from operators.operator import Scaled
 
 
 def told(op, y, noise=None) -> float | Tensor | TensorList | None:
@@ -41,17 +43,28 @@ def told(op, y, noise=None) -> float | Tensor | TensorList | None:
 
 def _of_parts(op, y: TensorList, noise) -> float | TensorList | None:
     """What is told of each part of stacked operators; None where nobody tells of one of them."""
-    noise = [None] * len(y) if noise is None else list(noise)
-    if len(noise) != len(y):
+    if noise is None:
+        levels = [told(part, values) for part, values in zip(_stacked(op), y)]
+    elif len(noise) == len(y):
+        levels = [_checked(level, values) for level, values in zip(noise, y)]
+    else:
         raise ValueError(f"noise: expected a number or one for each of {len(y)} stacked operators, got {len(noise)}")
-    levels = [told(part, values, level) for part, values, level in zip(op.physics_list, y, noise)]
-    if any(level is None for level in levels):
+    if not levels or any(level is None for level in levels):
         return None
     if all(isinstance(level, float) for level in levels) and len(set(levels)) == 1:
         return levels[0]
     if any(level == 0 for level in levels if isinstance(level, float)):
         raise ValueError(f"noise: expected positive standard deviations for each operator, got {levels}")
     return TensorList([torch.as_tensor(level).to(values) for level, values in zip(levels, y)])
+
+
+def _stacked(op) -> list:
+    """The operators that measure, where several are stacked, also before or behind others."""
+    if isinstance(op, StackedLinearPhysics):
+        return list(op.physics_list)
+    if isinstance(op, ComposedLinearPhysics):
+        return _stacked(op.physics_list[-1])
+    return _stacked(op.op) if isinstance(op, Scaled) else []
 
 
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from deepinv.physics import LinearPhysics
+from deepinv.utils import TensorList
 from torch import Tensor
 
 from operators.operator import whole
@@ -27,7 +28,7 @@ class Samples:
     """
 
     x: Tensor
-    noise: float | Tensor
+    noise: float | Tensor | TensorList
     calls: dict[str, int]
     seconds: float
 

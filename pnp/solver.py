@@ -43,7 +43,7 @@ class Solution:
     """
 
     x: Tensor
-    noise: float | Tensor
+    noise: float | Tensor | TensorList
     converged: bool
     iterations: int
     history: dict[str, list[float]]

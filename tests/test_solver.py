@@ -420,6 +420,10 @@ def test_noise_of_stacked_operators(brain, medical):
     assert quality.psnr(told.x, brain) > alone - 0.1
     assert quality.psnr(pnp.solve(op, y, medical, noise=1.0).x, brain) < alone - 1
     assert "noise 0.1 to 2" in repr(told)
+    for scaled in (2 * op, operators.compose(deepinv.physics.Denoising(), op)):
+        y = scaled.A(brain) + (op(brain) - op.A(brain))
+        for noise in (None, [0.1, 2.0]):
+            assert quality.psnr(pnp.solve(scaled, y, medical, noise=noise).x, brain) > alone - 0.1
     with pytest.raises(ValueError, match="noise: expected a number or one for each of 2 stacked operators, got 3"):
         pnp.solve(op, y, medical, noise=[0.1, 2.0, 1.0])
 
