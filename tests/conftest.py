@@ -64,6 +64,11 @@ def kspace(brain) -> np.ndarray:
     return to_complex(y)[0].numpy()
 
 
+def relative(a, b) -> float:
+    """Error of a against b."""
+    return ((a - b).norm() / b.norm()).item()
+
+
 class LocalWiener(deepinv.models.Denoiser):
     """A denoiser of any number of channels, homogeneous in x and sigma."""
 

@@ -8,21 +8,17 @@ import math
 import deepinv
 import pytest
 import torch
-from conftest import LocalWiener
+from conftest import LocalWiener, relative
 from deepinv.physics.functional.blur import gaussian_blur
 
 import denoisers
 import operators
 import pnp
-from operators import coils, masks
+from operators import masks
 from pnp import quality
 from pnp.data_step import conjugate_gradients
 from pnp.problem import Problem
 from pnp.spectrum import lanczos
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
@@ -136,58 +132,6 @@ def test_images_of_other_ranges(brain, medical):
     assert quality.nrmse(solution.x + 1000, hounsfield + 1000).item() < 1.1 * quality.nrmse(unit.x, brain).item()
 
 
-def test_the_noise_that_was_found_can_be_told(multicoil, medical):
-    """One level for each image of a batch, broadcastable to measurements of several coils."""
-    op, y, _ = multicoil
-    op.set_noise_model(deepinv.physics.ZeroNoise())
-    found = pnp.solve(op, torch.cat([y, 3 * y]), None, algorithm="direct").noise
-    assert found.shape == (2, 1, 1, 1, 1)
-    assert found[1].item() == pytest.approx(3 * found[0].item(), rel=0.01)
-    told = pnp.solve(op, torch.cat([y, 3 * y]), medical, noise=found, iterations=2)
-    assert torch.isfinite(told.x).all()
-
-
-def test_noise_of_each_coil(multicoil, medical):
-    """Three coils that are all but useless must not spoil the fourth, once their noise is told."""
-    op, _, truth = multicoil
-    sigma = torch.tensor([0.005, 0.3, 0.3, 0.3]).view(1, 1, 4, 1, 1)
-    y = op.A(truth) + sigma * torch.randn(1, 2, 4, 96, 80) * op.mask[:, :, None]
-    told, mean = (pnp.solve(op, y, medical, noise=level).x for level in (sigma, sigma.square().mean().sqrt().item()))
-    assert quality.psnr(told, truth) > quality.psnr(mean, truth) + 3
-
-
-def noisy(kind, brain, truth):
-    """An operator, and noise-free measurements of two images."""
-    images = torch.cat([brain, brain.flip(-1)])
-    coil_images = torch.cat([truth, truth.flip(-1)])
-    maps, shape = coils.birdcage((96, 80), 4), (96, 80)
-    if kind == "coils":
-        op = operators.MRI(masks.poisson(shape, 3, 12, seed=0), maps)
-    elif kind == "radial":
-        op = operators.NonCartesianMRI(operators.trajectories.radial(30, 160), shape, maps)
-    elif kind == "ct":
-        op = operators.ParallelBeamCT(shape, torch.arange(60) * math.pi / 60)
-    elif kind == "blur":
-        op = deepinv.physics.BlurFFT((1, *shape), gaussian_blur(sigma=(1.5, 1.5)))
-    else:
-        op = deepinv.physics.Inpainting((1, *shape), mask=(torch.rand(1, *shape) < 0.6).float())
-    return op, op.A(coil_images if kind in ("coils", "radial") else images)
-
-
-@pytest.mark.parametrize("kind", ["coils", "radial", "ct", "blur", "inpainting"])
-@pytest.mark.parametrize("sigma", [0.005, 0.02, 0.05])
-def test_noise_estimates(kind, sigma, brain, multicoil):
-    op, y = noisy(kind, brain, multicoil[2])
-    sigma = sigma * (y.abs().max().item() if kind == "ct" else 1)
-    levels = torch.tensor([sigma, 2 * sigma]).reshape(2, *[1] * (y.ndim - 1))
-    measured = op.A(op.A_adjoint(torch.ones_like(y))) != 0 if kind in ("coils", "inpainting") else 1
-    y = y + levels * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * measured
-    found = Problem(op, y, None).measured_noise.flatten() / levels.flatten()
-    assert found.min() > 0.85
-    # signal between pixels that are not neighbours cannot be told from noise that is fainter
-    assert found.max() < (1.2 + 0.01 / sigma if kind == "inpainting" else 1.2)
-
-
 def test_solution_tells_what_was_done(multicoil, medical):
     op, y, _ = multicoil
     seen = []
@@ -249,12 +193,6 @@ def test_few_pixels(share, brain, medical):
     assert quality.psnr(smooth.first * smooth.scale, brain) > quality.psnr(y, brain) + 6
     assert quality.psnr(solution.x, brain) > quality.psnr(smooth.first * smooth.scale, brain) + 0.5
     assert 0.8 * 0.02 < solution.noise < 2 * 0.02
-
-
-def test_noise_that_nothing_tells(brain, medical):
-    op = deepinv.physics.CompressedSensing(m=500, img_size=(1, 96, 80))
-    with pytest.warns(UserWarning, match="noise: cannot be estimated"):
-        pnp.solve(op, op.A(brain), medical, iterations=2)
 
 
 def test_an_item_without_signal_stays_empty(multicoil, medical):
@@ -404,42 +342,6 @@ def test_plot_shows_every_curve(multicoil, medical, tmp_path):
     figure = pnp.solve(op, y, medical, iterations=4).plot()
     figure.savefig(tmp_path / "solution.png")
     assert [len(line.get_xdata()) for line in figure.axes[1].lines[:3]] == [4, 4, 4]
-
-
-def test_noise_of_stacked_operators(brain, medical):
-    """A second, much noisier measurement does not spoil the first, whether operators or the user tell its noise."""
-    parts = [
-        operators.ParallelBeamCT((96, 80), torch.arange(60) * math.pi / 60 + shift, noise_model=model)
-        for shift, model in ((0.0, deepinv.physics.GaussianNoise(0.1)), (0.01, deepinv.physics.GaussianNoise(2.0)))
-    ]
-    op = operators.stack(*parts)
-    y = op(brain)
-    alone = quality.psnr(pnp.solve(parts[0], y[0], medical).x, brain)
-    told, given = pnp.solve(op, y, medical), pnp.solve(op, y, medical, noise=[0.1, 2.0])
-    assert relative(told.x, given.x) < 1e-3  # several threads sum in any order
-    assert quality.psnr(told.x, brain) > alone - 0.1
-    assert quality.psnr(pnp.solve(op, y, medical, noise=1.0).x, brain) < alone - 1
-    assert "noise 0.1 to 2" in repr(told)
-    for scaled in (2 * op, operators.compose(deepinv.physics.Denoising(), op)):
-        y = scaled.A(brain) + (op(brain) - op.A(brain))
-        for noise in (None, [0.1, 2.0]):
-            assert quality.psnr(pnp.solve(scaled, y, medical, noise=noise).x, brain) > alone - 0.1
-    with pytest.raises(ValueError, match="noise: expected a number or one for each of 2 stacked operators, got 3"):
-        pnp.solve(op, y, medical, noise=[0.1, 2.0, 1.0])
-
-
-@pytest.mark.parametrize("algorithm", ["drs", pnp.algorithms.HQS(sigma=[0.3, 0.1, 0.03], rho=[1.0, 10.0, 100.0])])
-def test_noise_told_for_each_item_is_no_other_problem(algorithm, brain, medical):
-    op = operators.ParallelBeamCT((96, 80), torch.arange(60) * math.pi / 60)
-    y = op.A(brain).repeat(2, 1, 1, 1)
-    y = y + 0.3 * torch.randn(y.shape)
-    number, items = (
-        pnp.solve(op, y, medical, noise=noise, algorithm=algorithm).x for noise in (0.3, torch.full((2, 1, 1, 1), 0.3))
-    )
-    assert relative(items, number) < 1e-3  # several threads sum in any order
-    if algorithm != "drs":  # weights in the user's units mean the same with noise for each measurement
-        each = pnp.solve(op, y, medical, noise=torch.full(y.shape, 0.3), algorithm=algorithm).x
-        assert relative(each, number) < 0.01
 
 
 def test_offsets_of_either_sign_are_taken_off(brain, medical):
