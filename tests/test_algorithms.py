@@ -7,7 +7,7 @@ from itertools import pairwise
 import deepinv
 import pytest
 import torch
-from conftest import LocalWiener
+from conftest import LocalWiener, relative
 from deepinv import optim
 from deepinv.physics.functional.blur import gaussian_blur
 
@@ -33,10 +33,6 @@ from pnp.problem import Problem
 SIGMAS = [0.2, 0.1, 0.05, 0.03]
 RHOS = [0.02, 0.05, 0.2, 0.5]
 CG = {"cg_iterations": 200, "cg_tolerance": 1e-6}
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.fixture(params=["blur", "single-coil", "multi-coil"])

@@ -6,16 +6,13 @@ import deepinv
 import numpy as np
 import pytest
 import torch
+from conftest import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import operators
 from operators import coils, masks
 from operators.mri import from_complex, to_complex
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @settings(deadline=None, max_examples=30)
