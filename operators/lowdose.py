@@ -34,11 +34,13 @@ class LowDose(NoiseModel):
             self.register_buffer(name, torch.tensor(float(value)))
 
     def forward(self, p: Tensor, seed: int | None = None, **kwargs) -> Tensor:
-        """Noisy projections of exact ones, of any shape.
+        """Noisy projections of exact ones, of any shape; with a seed, the same ones again.
 
         A warning tells where more than a tenth of the bins are expected to count less than one photon.
         """
         self.update_parameters(**kwargs)
+        if seed is not None and self.rng is None:
+            self.rng = torch.Generator(p.device)  # deepinv would ignore the seed
         self.rng_manual_seed(seed)
         self.to(p.device)
         mean = self.blank_scan * torch.exp(-self.mu * p)
