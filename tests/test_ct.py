@@ -166,9 +166,9 @@ def test_low_dose_noise_without_electronics_is_deepinvs():
     ours = operators.LowDose(1000, mu=0.02, rng=torch.Generator().manual_seed(3))(p)
     theirs = deepinv.physics.LogPoissonNoise(N0=1000.0, mu=0.02, rng=torch.Generator().manual_seed(3))(p)
     assert torch.allclose(ours, theirs, atol=1e-4)
-    first, second = (operators.LowDose(1000, 5)(p, seed=0) for _ in range(2))
+    first, second = (operators.LowDose(1000, 5, mu=0.02)(p, seed=0) for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, operators.LowDose(1000, 5)(p, seed=1))
+    assert not torch.equal(first, operators.LowDose(1000, 5, mu=0.02)(p, seed=1))
 
 
 def test_solves_with_the_weights_of_low_dose(brain, medical):
