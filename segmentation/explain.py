@@ -276,8 +276,10 @@ def deletion(
 def randomised(segmenter: Segmenter, seed: int = 0) -> Segmenter:
     """The segmenter with new, untrained weights: a map that stays the same does not explain what was learned (Adebayo
     et al., *Sanity checks for saliency maps*, NeurIPS 2018)."""
-    torch.manual_seed(seed)
-    network = type(segmenter.network)(**segmenter.network.settings).to(next(segmenter.network.parameters()).device)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        torch.manual_seed(seed)
+        network = type(segmenter.network)(**segmenter.network.settings)
+    network = network.to(next(segmenter.network.parameters()).device)
     return Segmenter(network.eval(), segmenter.classes)
 
 

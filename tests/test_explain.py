@@ -99,8 +99,10 @@ def test_attribution_is_faithful():
     segmenter = segmentation.load("brain-tissue", model="unet")
     image, _ = demo.brain()
     image = image[1:2, :, 24:216, 12:188]
-    areas = {}
-    for name, model in (("trained", segmenter), ("untrained", explain.randomised(segmenter))):
+    before, areas = torch.get_rng_state(), {}
+    untrained = explain.randomised(segmenter)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, model in (("trained", segmenter), ("untrained", untrained)):
         saliency = explain.attribution(model, image, 3)
         areas[name] = explain.deletion(segmenter, image, saliency, 3).mean()
         filling = explain.deletion(segmenter, image, saliency, 3, insert=True).mean()
