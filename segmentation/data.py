@@ -215,12 +215,21 @@ def read_volume(
 
     file = nibabel.load(image)
     volume = np.squeeze(file.get_fdata(dtype=np.float32))
-    classes = np.squeeze(np.asarray(nibabel.load(labels).dataobj)).astype(np.uint8)
+    truth = nibabel.load(labels)
+    classes = np.squeeze(np.asarray(truth.dataobj))
     if volume.shape != classes.shape or volume.ndim != 3:
         raise ValueError(f"labels: expected a volume like the image's {volume.shape}, got {classes.shape}")
+    if not np.allclose(file.affine, truth.affine, atol=1e-2):
+        raise ValueError(f"labels: expected {labels} on the image's grid, got another affine: resample it first")
+    if not _class_numbers(str(labels), classes).any():
+        raise ValueError(f"labels: expected at least one class in {labels}, got background only")
+    classes = classes.astype(np.uint8)
     box = tuple(slice(max(p.min() - margin, 0), p.max() + margin + 1) for p in np.nonzero(classes))
     volume, classes = volume[box], classes[box]
-    volume = volume / np.percentile(volume[classes > 0], 99.5)
+    scale = np.percentile(volume[classes > 0], 99.5)
+    if not 0 < scale < np.inf:
+        raise ValueError(f"image: expected positive values where labels are, got {scale:g} in {image}")
+    volume = volume / scale
     spacing = file.header.get_zooms()[:3]
     pairs = []
     for axis in axes:

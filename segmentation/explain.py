@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segmentation.kan import KANLinear, SharedKAN, bases
 from segmentation.library import Segmenter, standardise
 from segmentation.ode import SecondOrderBlock
+from segmentation.unet import fit_multiple
 
 CurveLayer = KANLinear | SharedKAN
 
@@ -214,7 +215,9 @@ def attribution(
     """
     from captum.attr import IntegratedGradients, LayerGradCam
 
-    x = standardise(x.float())
+    x, (height, width) = standardise(x.float()), x.shape[-2:]
+    if method == "grad-cam":
+        x, *_ = fit_multiple(x, x.shape[1], 32)  # as the networks do; their coarse maps are of the whole
     network = segmenter.network
     region = (network(x).argmax(1) == target).detach()
 
@@ -232,7 +235,7 @@ def attribution(
         raise ValueError(f"layer: expected a layer of {type(network).__name__} to look at, got None")
     with torch.enable_grad():
         found = LayerGradCam(score, layer).attribute(x.requires_grad_(), relu_attributions=True)
-    return F.interpolate(found.detach(), x.shape[-2:], mode="bilinear")[:, 0]
+    return F.interpolate(found.detach(), x.shape[-2:], mode="bilinear")[:, 0, :height, :width]
 
 
 def _blurred(x: Tensor) -> Tensor:

@@ -110,7 +110,11 @@ class ImplicitUKAN2(nn.Module):
         return [self._decode(position, crop) for position, _ in self.decoder[0][0].path(features)]
 
     def solve_with(self, steps: int | None = None, solver: str | None = None, adjoint: bool | None = None) -> None:
-        """Change steps, solver, or the way to gradients of all levels, see :func:`segmentation.ode.integrate`."""
+        """Change steps, solver, or the way to gradients of all levels, see :func:`segmentation.ode.integrate`.
+
+        Steps and solver are kept where the network is saved.
+        """
+        self.settings |= {k: v for k, v in (("steps", steps), ("solver", solver)) if v}
         for block in self.modules():
             if isinstance(block, SecondOrderBlock):
                 block.steps = steps or block.steps

@@ -57,7 +57,10 @@ class Segmenter(nn.Module):
             found for each square on its own.
         """
         logits = self
-        if tile is not None:
+        if tile is not None and tile < 1:
+            raise ValueError(f"tile: expected the side of a square of at least 1 pixel, got {tile}")
+        if tile is not None and tile < max(x.shape[-2:]):
+            tile = min(tile, *x.shape[-2:])  # beyond the image there would be zeros, which change the units
 
             def logits(x):
                 return sliding_window_inference(x, (tile, tile), 4, self, overlap=0.5, mode="gaussian")

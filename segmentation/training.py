@@ -241,7 +241,7 @@ def _order(slices: int, epoch: int, length: int, seed: int) -> np.ndarray:
 def _batch(pairs: list[Pair], size: int, device, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images (B, C, S, S) and labels (B, S, S) on a canvas that leaves the augmentation room: the middle of smaller
     slices, any part of larger ones."""
-    canvas = size * 4 // 3
+    canvas = size + size // 6 * 2  # even room, so that without augmentation pixels stay where they are
     cut = [_part(image, labels, canvas, random) for image, labels in pairs]
     images = torch.from_numpy(np.stack([fit(image.astype(np.float32), canvas) for image, _ in cut]))
     labels = torch.from_numpy(np.stack([fit(mask, canvas) for _, mask in cut]))

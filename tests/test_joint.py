@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import deepinv
 import numpy as np
 import pandas
@@ -104,6 +106,41 @@ def test_rows_on_disk_are_not_computed_again(segmenter, tmp_path):
     assert whole.frame[whole.frame.case == 0]["psnr"].tolist() == pytest.approx(first.frame["psnr"].tolist())
     part = evaluate(cases[:1], {"2x": OPERATORS["2x"]}, solvers, segmenter, out=out)
     assert (len(COUNT), len(part.frame)) == (4, 1)
+
+
+def test_rows_of_other_settings_are_computed_again(segmenter, tmp_path):
+    """What no state_dict holds: an operator's geometry, the parts of a stack, the algorithm behind a name, pixels."""
+    out, angles, (image, labels) = tmp_path / "rows.csv", torch.arange(12) * math.pi / 12, phantom(0)
+    case, shape = [(image[:, :1], labels)], image.shape[-2:]
+
+    def rows(op, solver="direct", spacing=1.0, case=case):
+        before = out.stat().st_mtime_ns if out.exists() else 0
+        evaluate(case, {"op": op}, {"mine": solver}, segmenter, noise=0.0, spacing=spacing, out=out)
+        return out.stat().st_mtime_ns > before
+
+    def scanner(spacing):
+        return operators.ParallelBeamCT(shape, angles, detectors=30, spacing=spacing)
+
+    assert rows(scanner(1.0))
+    assert not rows(scanner(1.0), spacing=[1, 1])
+    assert rows(scanner(2.0))
+    assert rows(scanner(2.0), spacing=[3, 3])
+    assert rows(scanner(2.0), "tv", [3, 3])
+    masks = [OPERATORS[name].mask for name in ("2x", "4x")]
+    stacks = [operators.stack(operators.MRI(mask), operators.MRI(mask)) for mask in masks]
+    assert [rows(stack, case=[phantom(0)]) for stack in (*stacks, stacks[1])] == [True, True, False]
+
+
+def test_says_what_failed(segmenter):
+    cases, op = [phantom(0)], OPERATORS["2x"]
+    with pytest.raises(TypeError, match="operators: expected names, got 4"):
+        evaluate(cases, {4: op}, ["direct"], segmenter)
+    with pytest.raises(TypeError, match="solvers: expected names"):
+        evaluate(cases, {"4": op}, [direct], segmenter)
+    with pytest.raises(ValueError, match=r"spacing: expected positive sizes of a pixel, got \(0.0, 0.0\)"):
+        evaluate(cases, {"4": op}, ["direct"], segmenter, spacing=0)
+    with pytest.raises(RuntimeError, match="case 0, operator 4, solver small: "):
+        evaluate(cases, {"4": op}, {"small": lambda op, y: torch.zeros(1, 2, 9, 9)}, segmenter)
 
 
 def test_rows_of_another_experiment_are_computed_again(segmenter, tmp_path):

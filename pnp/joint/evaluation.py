@@ -29,6 +29,8 @@ from segmentation import metrics
 
 ORACLE = "oracle"
 MARK = "fingerprint"  # of what a row was computed from
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")  # of torch.nn; other private attributes are caches
 
 
 def evaluate(
@@ -62,8 +64,8 @@ def evaluate(
     :param seed: seed of the noise, which is the same for all solvers, and of the solvers.
     :param workers: number of processes, each on one thread.
     :param out: CSV file of the rows, added to as they come. Rows that it has already are not computed again, unless
-        the case, the operator, segmenter, denoiser, noise, seed or pixel size has changed. (Of callables, only the
-        name counts.)
+        the case, the operator, solver, segmenter, denoiser, noise, seed or pixel size has changed. (Of functions, only
+        the solver's name counts.)
     :param spacing: pixel size, for HD95 and surface Dice.
     :param progress: show a progress bar.
     :return: the table; its columns are ``case, operator, solver, psnr, ssim, nrmse`` (the last inside the body, all of
@@ -71,7 +73,7 @@ def evaluate(
         the volume error's size), the same for each class (``dice_<class>`` and so on), ``seconds``,
         ``denoiser_calls``, ``operator_calls``, ``fingerprint``. HD95 of a class that only one of two masks has is the
         image's diagonal; scores of a class that is in neither are NaN, and left out of means.
-    :raises TypeError: for operators without names.
+    :raises TypeError: for operators or solvers without names, or names that are no strings.
     :raises ValueError: without cases, operators or solvers, or for shapes that do not agree.
     :raises RuntimeError: naming case, operator and solver, where one fails or returns NaN.
     """
@@ -82,6 +84,12 @@ def evaluate(
     for name, value in (("cases", cases), ("operators", operators), ("solvers", solvers)):
         if not len(value):
             raise ValueError(f"{name}: expected at least one, got none")
+    for name, value in (("operators", operators), ("solvers", solvers)):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{name}: expected names, got {wrong[0]!r}")
+    spacing = tuple(float(s) for s in np.broadcast_to(spacing, 2))
+    if not all(0 < s < float("inf") for s in spacing):
+        raise ValueError(f"spacing: expected positive sizes of a pixel, got {spacing}")
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if any(solver == ORACLE and name != ORACLE for name, solver in solvers.items() if isinstance(solver, str)):
@@ -94,19 +102,23 @@ def evaluate(
         denoiser = default_denoiser()
     rows = _read(out)
     done = {tuple(str(row.get(key)) for key in (*KEYS, MARK)) for row in rows}
-    shared, marks, jobs = _mark(segmenter, denoiser, seed, spacing), {}, []
+    shared, wanted, jobs = _mark(segmenter, denoiser, seed, spacing), set(), []
+    of_operators = {name: _mark(op, levels[name]) for name, op in operators.items()}
+    of_solvers = {name: _mark(solver) for name, solver in solvers.items()}
     for index, case in enumerate(cases):
+        of_case = _mark(*case)
         for number, name in enumerate(operators):
-            marks[index, name] = mark = _mark(shared, *case, operators[name], levels[name], number)
-            missing = {s: solver for s, solver in solvers.items() if (str(index), name, s, mark) not in done}
+            marks = {s: _mark(shared, of_case, of_operators[name], number, of_solvers[s]) for s in solvers}
+            keys = {s: (str(index), name, s, mark) for s, mark in marks.items()}
+            wanted.update(keys.values())
+            missing = {s: solver for s, solver in solvers.items() if keys[s] not in done}
             if missing:
-                settings = (denoiser, levels[name], (seed, index, number), spacing, mark)
+                settings = (denoiser, levels[name], (seed, index, number), spacing, marks)
                 jobs.append((index, case, name, operators[name], missing, segmenter, *settings))
     for found in tqdm(_run(jobs, workers), "measuring, solving, segmenting", len(jobs), disable=not progress):
         fresh = {tuple(str(row[key]) for key in KEYS) for row in found}
         rows = [row for row in rows if tuple(str(row[key]) for key in KEYS) not in fresh] + found
         _write(out, rows)
-    wanted = {(str(i), name, s, mark) for (i, name), mark in marks.items() for s in solvers}
     frame = pandas.DataFrame([row for row in rows if tuple(str(row[key]) for key in (*KEYS, MARK)) in wanted])
     order = {name: k for names in (operators, solvers) for k, name in enumerate(names)}
     frame = frame.sort_values(list(KEYS), key=lambda c: c.map(order) if c.name != "case" else c, kind="stable")
@@ -153,19 +165,34 @@ def default_denoiser() -> nn.Module:
 
 
 def _mark(*parts) -> str:
-    """What a row was computed from: tensors and numbers by value, networks and operators by class and state."""
+    """What a row was computed from, by value; of functions, the kind only."""
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(type(part).__name__.encode())
-        state = part.state_dict() if isinstance(part, nn.Module) else part if isinstance(part, Mapping) else {"": part}
-        for name, value in state.items():
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                value = value.detach().cpu().contiguous().numpy()
-                digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
-            elif value is None or isinstance(value, (int, float, str, tuple)):
-                digest.update(repr(value).encode())
+    for part in _contents(parts, set()):
+        digest.update(part)
     return digest.hexdigest()[:12]
+
+
+def _contents(value, seen: set[int]) -> Iterator[bytes]:
+    """All that a value consists of: numbers, tensors, and objects by their public attributes and plain private ones."""
+    yield type(value).__name__.encode()
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else np.ascontiguousarray(value)
+        yield f"{array.dtype} {array.shape}".encode() + array.tobytes()
+    elif isinstance(value, PLAIN):
+        yield repr(value).encode()
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _contents(part, seen)
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield repr(name).encode()
+            yield from _contents(part, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and id(value) not in seen:
+        seen.add(id(value))
+        for name, part in sorted(vars(value).items()):
+            if name in MODULE_PARTS or not name.startswith("_") or isinstance(part, PLAIN):
+                yield name.encode()
+                yield from _contents(part, seen)
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[list[dict]]:
@@ -193,25 +220,32 @@ def _unpacked(job: bytes) -> list[dict]:
     return _job(*cloudpickle.loads(job))
 
 
-def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spacing, mark) -> list[dict]:
+def _job(index, case, name, op, solvers, segmenter, denoiser, noise, seeds, spacing, marks) -> list[dict]:
     """The rows of one case and operator."""
     measurements, image, labels = case
-    y = measure(op, image, noise, seeds) if measurements is None else measurements[name]
+    with _named(f"case {index}, operator {name}"):
+        y = measure(op, image, noise, seeds) if measurements is None else measurements[name]
     rows = []
     for solver_name, solver in solvers.items():
-        began, calls = time.perf_counter(), {}
-        try:
-            x = image
+        began, calls, x = time.perf_counter(), {}, image
+        with _named(f"case {index}, operator {name}, solver {solver_name}"):
             if solver != ORACLE:
                 x, calls = reconstruct(solver, op, y, denoiser, seeds[0], told=noise is None)
-        except Exception as error:
-            raise RuntimeError(f"case {index}, operator {name}, solver {solver_name}: {error}") from error
-        seconds = time.perf_counter() - began
-        row = {"case": index, "operator": name, "solver": solver_name} | scores(x, image, labels, segmenter, spacing)
+            seconds = time.perf_counter() - began
+            found = scores(x, image, labels, segmenter, spacing)
+        row = {"case": index, "operator": name, "solver": solver_name} | found
         operator_calls = sum(count for key, count in calls.items() if key != "denoiser")
         row |= {"seconds": seconds, "denoiser_calls": calls.get("denoiser", 0), "operator_calls": operator_calls}
-        rows.append(row | {MARK: mark})
+        rows.append(row | {MARK: marks[solver_name]})
     return rows
+
+
+@contextmanager
+def _named(what: str):
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what}: {error}") from error
 
 
 def reconstruct(

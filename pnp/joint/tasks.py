@@ -67,6 +67,8 @@ def brain_tissue(
     :param model: the segmenter's network.
     """
     slices = [pair for paths in zip(images, labels, strict=True) for pair in read_volume(*paths, axes=(1,))[15:-15]]
+    if len(images) and not slices:
+        raise ValueError("images: expected volumes of more than 30 labelled slices along the second axis, got fewer")
     if not slices:
         slices = [(image[0].numpy(), tissue.numpy()) for image, tissue in zip(*demo.brain())]
     cases = []
