@@ -120,6 +120,16 @@ def test_attribution_is_faithful():
         explain.deletion(segmenter, 0 * image + 1, coarse, 1)
 
 
+def test_coarse_maps_lie_where_the_object_is():
+    """Also in images whose sides are no multiples of a coarse pixel, to which networks add zeros."""
+    segmenter = segmentation.load("brain-tissue", model="unet")
+    image, _ = demo.brain()
+    odd = image[1:2, :, 24:209, 12:177]
+    even = torch.nn.functional.pad(odd, (0, -165 % 32, 0, -185 % 32))
+    coarse = [explain.attribution(segmenter, x, 3, "grad-cam")[0, :185, :165] for x in (odd, even)]
+    torch.testing.assert_close(coarse[0] / coarse[0].max(), coarse[1] / coarse[1].max(), atol=0.05, rtol=0)
+
+
 def test_curves_are_drawn(tmp_path):
     figure = explain.plot_curves(NETWORKS["light"]().eval(), torch.randn(2, 1, 64, 64), count=3)
     figure.savefig(tmp_path / "curves.png")

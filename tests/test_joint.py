@@ -465,6 +465,17 @@ def test_brain_task_of_the_bundled_template():
     assert (frame[frame.solver == "oracle"]["dice"] > 0.8).all()
 
 
+def test_brain_task_wants_enough_slices(tmp_path):
+    import nibabel
+
+    from pnp.joint import tasks
+
+    for name in ("image", "labels"):
+        nibabel.save(nibabel.Nifti1Image(np.ones((8, 28, 8), np.uint8), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(ValueError, match="images: expected volumes of more than 30 labelled slices"):
+        tasks.brain_tissue([tmp_path / "image.nii.gz"], [tmp_path / "labels.nii.gz"])
+
+
 def test_brain_and_breast_tasks(data):
     from pnp.joint import tasks
 

@@ -130,6 +130,12 @@ def test_adjoint_gradients():
     assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[0].norm()
 
 
+def _copy(network):
+    again = type(network)(**network.settings).eval()
+    again.load_state_dict(network.state_dict())
+    return again
+
+
 def test_trajectory_ends_at_the_answer():
     network, x = SMALL["light"](3, 1).eval(), torch.randn(1, 1, 40, 40)
     with torch.no_grad():
@@ -140,6 +146,8 @@ def test_trajectory_ends_at_the_answer():
         assert (path[0] - path[-1]).abs().max() > 0
         network.solve_with(solver="dopri5")
         assert torch.isfinite(network(x)).all()
+        network.solve_with(4, "rk4")
+        torch.testing.assert_close(_copy(network)(x), network(x))  # what is saved
     with pytest.raises(ValueError, match="solver: expected"):
         integrate(oscillator, x, x, 2, "leapfrog")
     with pytest.raises(ValueError, match="steps: expected"):

@@ -145,6 +145,9 @@ def test_flips_and_tiles(segmenter):
     tiled = segmenter.probabilities(image[:1], tile=160)
     assert tiled.shape == plain.shape
     assert (tiled.argmax(1) == plain.argmax(1)).float().mean() > 0.97
+    assert torch.equal(segmenter.probabilities(image[:1], tile=256), plain)
+    with pytest.raises(ValueError, match="tile: expected the side of a square"):
+        segmenter.probabilities(image[:1], tile=0)
 
 
 def test_temperature_is_found():

@@ -13,6 +13,7 @@ from PIL import Image
 
 import segmentation
 from segmentation import metrics, training
+from segmentation.augment import augment
 from segmentation.data import fit, read, read_volume, split
 from segmentation.evaluation import Scores, evaluate, interval
 from segmentation.implicit_ukan import ImplicitUKAN2
@@ -190,6 +191,17 @@ def test_two_processes(tmp_path, model):
     assert len(split["validation"]) == 1
 
 
+@pytest.mark.parametrize("size", [32, 48, 50, 64, 160])
+def test_without_augmentation_pixels_stay(size):
+    """Labels that are the columns' numbers stay with their pixels: the images."""
+    labels = np.tile(np.arange(250, dtype=np.uint8), (250, 1))[: size + 9, : size + 9]
+    random = torch.Generator().manual_seed(0)
+    images, found = training._batch([(labels.astype(np.float32), labels)], size, "cpu", random)
+    images, found = augment(images, found, size, random, 0.0)
+    torch.testing.assert_close(images[0, 0], found[0].float(), atol=0.01, rtol=0)
+    assert (found[0, :, 1:] - found[0, :, :-1] == 1).float().mean() > 0.75  # beside what is beyond the slice
+
+
 def test_reading_volumes(tmp_path):
     import nibabel
 
@@ -204,6 +216,14 @@ def test_reading_volumes(tmp_path):
     nibabel.save(nibabel.Nifti1Image(labels[1:], affine), tmp_path / "other.nii.gz")
     with pytest.raises(ValueError, match="labels: expected a volume like the image's"):
         read_volume(tmp_path / "image.nii.gz", tmp_path / "other.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels[::-1], np.diag([-1, 2, 1, 1])), tmp_path / "mirrored.nii.gz")
+    with pytest.raises(ValueError, match=r"labels: expected .* on the image's grid"):
+        read_volume(tmp_path / "image.nii.gz", tmp_path / "mirrored.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(0 * labels, affine), tmp_path / "empty.nii.gz")
+    with pytest.raises(ValueError, match="labels: expected at least one class"):
+        read_volume(tmp_path / "image.nii.gz", tmp_path / "empty.nii.gz")
+    with pytest.raises(ValueError, match="image: expected positive values"):
+        read_volume(tmp_path / "empty.nii.gz", tmp_path / "labels.nii.gz")
     assert fit(np.ones((5, 20)), 10).sum() == 50
     assert fit(np.ones((3, 5, 20)), 10).sum() == 150
 
