@@ -21,12 +21,14 @@ def read(path: str | Path, window: tuple[float, float] | None = None) -> dict[st
     :param path: ``.npz`` with ``images`` (N, H, W) or (N, H, W, 3) and ``masks`` (N, H, W), where ``names`` may name
         them; a folder in nnU-Net's layout (``dataset.json``, ``imagesTr``, ``labelsTr``); or a folder with ``images``
         and ``masks`` (or ``labels``) that hold pictures or NIfTI volumes of the same names. Volumes are cut along their
-        last axis, slices of one name are one case. Labels are class numbers; but for nnU-Net's, those that have 0 and a
-        single other value in all cases together are read as 0 and 1, and JPEG masks are cut at half of the range.
+        last axis, slices of one name are one case. Labels are class numbers (in pictures, grey values or numbers of a
+        palette); but for nnU-Net's, those that have 0 and a single other value in all cases together are read as 0 and
+        1, and JPEG masks are cut at half of the range.
     :param window: range of intensities that is seen, such as (-160, 240) Hounsfield units; default from 0, or the 0.1th
-        percentile where that is negative, to the 99.9th percentile of each case.
+        percentile where that is negative, to the 99.9th percentile of each case, of all its slices and channels.
     :raises FileNotFoundError: where there is nothing at ``path``.
-    :raises ValueError: for another layout, or shapes that do not agree.
+    :raises ValueError: for another layout, shapes or grids that do not agree, or labels that are no class numbers:
+        coloured masks, shades of grey, nnU-Net's regions and ignored pixels.
     """
     path = Path(path)
     if not path.exists():
@@ -43,6 +45,10 @@ def read(path: str | Path, window: tuple[float, float] | None = None) -> dict[st
         raise ValueError(f"window: expected a lower and a higher intensity, got {window}")
     values = np.unique(np.concatenate([_class_numbers(name, labels) for name, _, labels in found]))
     mask = len(values) == 2 and values[0] == 0 and not (path / "dataset.json").exists()
+    if not mask and (values[-1] > 2 * len(values) + 8 or len(values) > 128):  # smooth outlines, codes; some may miss
+        raise ValueError(
+            f"path: expected class numbers 0, 1, 2, ... as labels, got {len(values)} values up to {values[-1]}"
+        )
     cases: dict[str, list[Pair]] = {}
     for name, image, labels in found:
         if image.shape[1:] != labels.shape:
@@ -69,18 +75,29 @@ def _read_stack(path: Path) -> list[Labelled]:
         raise ValueError(f"path: expected masks {images.shape[:3]} like the images, got {masks.shape}")
     if len(names) != len(images):
         raise ValueError(f"path: expected {len(images)} names like the images in {path}, got {len(names)}")
-    return [(name, _channels_first(image, 2), mask) for name, image, mask in zip(names, images, masks)]
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return [
+        (name, np.stack([_channels_first(images[k], 2) for k in chosen], -1), np.moveaxis(masks[chosen], 0, -1))
+        for name, chosen in rows.items()
+    ]
 
 
 def _read_nnunet(path: Path) -> list[Labelled]:
-    ending = json.loads((path / "dataset.json").read_text()).get("file_ending", ".nii.gz")
+    described = json.loads((path / "dataset.json").read_text())
+    ending, classes = described.get("file_ending", ".nii.gz"), described.get("labels", {})
+    if "ignore" in classes or any(isinstance(value, (list, tuple)) for value in classes.values()):
+        raise ValueError(f"path: expected plain classes, got regions or ignored pixels in {path / 'dataset.json'}")
     found = []
     for labels in sorted((path / "labelsTr").glob(f"*{ending}")):
         name = labels.name.removesuffix(ending)
         channels = sorted((path / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"))
         if not channels:
             raise FileNotFoundError(f"path: no image {name}_0000{ending} in {path / 'imagesTr'}")
-        found.append((name, np.concatenate([_read_image(file) for file in channels]), _read_image(labels)[0]))
+        for file in channels:
+            _check_grid(file, labels)
+        found.append((name, np.concatenate([_read_image(file) for file in channels]), _read_image(labels, True)[0]))
     if not found:
         raise FileNotFoundError(f"path: no labels *{ending} in {path / 'labelsTr'}")
     return found
@@ -96,16 +113,32 @@ def _read_folder(path: Path) -> list[Labelled]:
             raise FileNotFoundError(f"path: no {kind} for {these[missing[0]].name} in {folder}")
     if not images:
         raise FileNotFoundError(f"path: no images in {path / 'images'}")
-    return [(name, _read_image(file), _read_image(named[name], grey=True)[0]) for name, file in images.items()]
+    for name, file in images.items():
+        _check_grid(file, named[name])
+    return [(name, _read_image(file), _read_image(named[name], labels=True)[0]) for name, file in images.items()]
 
 
 def _named(folder: Path) -> dict[str, Path]:
     """Files by their name without what tells the format."""
-    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    return {file.name.removesuffix(".gz").rpartition(".")[0] or file.name: file for file in files}
+    named: dict[str, Path] = {}
+    for file in sorted(file for file in folder.iterdir() if not file.name.startswith(".")):
+        name = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
+        if name in named:
+            raise ValueError(f"path: expected one file of each name, got {named[name].name} and {file.name}")
+        named[name] = file
+    return named
 
 
-def _read_image(file: Path, grey: bool = False) -> np.ndarray:
+def _check_grid(image: Path, labels: Path) -> None:
+    """That voxels of two NIfTI files are at the same places."""
+    import nibabel
+
+    if all(file.name.endswith((".nii", ".nii.gz")) for file in (image, labels)):
+        if not np.allclose(*(nibabel.load(file).affine for file in (image, labels)), atol=1e-2):
+            raise ValueError(f"labels: expected {labels} on the image's grid, got another affine: resample it first")
+
+
+def _read_image(file: Path, labels: bool = False) -> np.ndarray:
     """Channels first: (C, H, W), or (C, H, W, D)."""
     if file.name.endswith((".nii", ".nii.gz")):
         import nibabel
@@ -116,15 +149,22 @@ def _read_image(file: Path, grey: bool = False) -> np.ndarray:
     from PIL import Image
 
     picture = Image.open(file)
-    compressed = picture.format == "JPEG"
-    if grey and picture.mode in ("RGB", "RGBA"):
-        picture = picture.convert("L")
-    if grey and compressed:  # whose rounding leaves more than two values of a mask
-        mask = np.asarray(picture)
+    if not labels:
+        if picture.mode in ("1", "P", "RGBA", "LA", "PA", "CMYK"):
+            picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+        return _channels_first(np.asarray(picture), 2)
+    if picture.format == "JPEG":  # whose rounding leaves more than two values of a mask
+        mask = np.asarray(picture.convert("L"))
         if 0 < mask.max() < 128:
             raise ValueError(f"path: expected white objects in JPEG masks, {file} has values up to {mask.max()}")
         return np.where(mask >= 128, 255, 0)[None]
-    return _channels_first(np.asarray(picture)[..., :3] if picture.mode == "RGBA" else np.asarray(picture), 2)
+    mask = np.asarray(picture)
+    if mask.ndim == 3:  # opacity is the fourth channel, or the second beside grey
+        mask = mask[..., : 3 if mask.shape[-1] > 2 else 1]
+        if (mask != mask[..., :1]).any():
+            raise ValueError(f"path: expected class numbers in masks, got colours in {file}")
+        mask = mask[..., 0]
+    return mask[None]
 
 
 def _channels_first(image: np.ndarray, dimensions: int) -> np.ndarray:
@@ -168,7 +208,7 @@ def split(
     :param fold: which one, from 0.
     :param seed: seed of the order.
     :raises ValueError: for shares below 0 or above 1, where nothing would be left to train on, or where a kept split
-        names cases that are not there or is of another fold.
+        is of other cases or another fold.
     """
     for name, share in (("validation", validation), ("test", test)):
         if not 0 <= share < 1:
@@ -178,8 +218,8 @@ def split(
         settings = {"validation": validation, "test": test, "folds": folds, "fold": fold, "seed": seed}
         if folds is not None and kept != split(names, **settings):
             raise ValueError(f"fold: {path} keeps another split; give each fold a folder of its own")
-        if unknown := {name for part in kept.values() for name in part} - set(names):
-            raise ValueError(f"path: {path} splits cases that are not there: {', '.join(sorted(unknown)[:5])}")
+        if differing := {name for part in kept.values() for name in part} ^ set(names):
+            raise ValueError(f"path: {path} is of other cases, they differ by {', '.join(sorted(differing)[:5])}")
         return kept
     order = [sorted(names)[k] for k in np.random.default_rng(seed).permutation(len(names))]
     validated, tested = (max(round(share * len(order)), int(share > 0)) for share in (validation, test))
@@ -219,8 +259,7 @@ def read_volume(
     classes = np.squeeze(np.asarray(truth.dataobj))
     if volume.shape != classes.shape or volume.ndim != 3:
         raise ValueError(f"labels: expected a volume like the image's {volume.shape}, got {classes.shape}")
-    if not np.allclose(file.affine, truth.affine, atol=1e-2):
-        raise ValueError(f"labels: expected {labels} on the image's grid, got another affine: resample it first")
+    _check_grid(Path(image), Path(labels))
     if not _class_numbers(str(labels), classes).any():
         raise ValueError(f"labels: expected at least one class in {labels}, got background only")
     classes = classes.astype(np.uint8)

@@ -302,6 +302,40 @@ def test_reading_folders(tmp_path):
         read(tmp_path / "masks")
 
 
+def test_pictures_of_masks(tmp_path):
+    """Palettes hold class numbers; colours and smooth outlines are no class numbers."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    classes = np.arange(120, dtype=np.uint8).reshape(12, 10) % 3
+    Image.fromarray(classes * 100).convert("1").save(tmp_path / "images" / "a.png")
+    palette = Image.fromarray(classes, "L")
+    palette.putpalette([0, 0, 0, 200, 30, 30, 30, 200, 30])
+    palette.save(tmp_path / "masks" / "a.png")
+    ((image, labels),) = read(tmp_path)["a"]
+    assert labels.tolist() == classes.tolist()
+    assert image.dtype == np.float32
+    palette.save(tmp_path / "images" / "a.png")  # an image of a palette is its colours
+    assert read(tmp_path)["a"][0][0].shape == (3, 12, 10)
+    palette.convert("RGB").save(tmp_path / "masks" / "a.png")
+    with pytest.raises(ValueError, match="path: expected class numbers in masks, got colours"):
+        read(tmp_path)
+    Image.fromarray(np.arange(120, dtype=np.uint8).reshape(12, 10) // 30 * 85).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(ValueError, match="got 4 values up to 255"):
+        read(tmp_path)
+    palette.save(tmp_path / "images" / "a.bmp")
+    with pytest.raises(ValueError, match=r"path: expected one file of each name, got a.bmp and a.png"):
+        read(tmp_path)
+
+
+def test_slices_of_a_case_are_scaled_together(tmp_path):
+    images = np.stack([np.full((8, 9), value) for value in (1.0, 2.0, 5.0)])
+    masks = np.eye(8, 9, dtype=np.uint8)[None].repeat(3, 0)
+    np.savez(tmp_path / "case.npz", images=images, masks=masks, names=["a", "b", "a"])
+    cases = read(tmp_path / "case.npz")
+    assert [image.max() for image, _ in cases["a"]] == pytest.approx([0.2, 1.0])
+    assert [image.max() for image, _ in cases["b"]] == pytest.approx([1.0])
+
+
 def test_reading_nnunet(tmp_path):
     import nibabel
 
@@ -319,6 +353,12 @@ def test_reading_nnunet(tmp_path):
     for k, (image, found) in enumerate(pairs):
         assert found.tolist() == labels[..., k].tolist()
         np.testing.assert_allclose(image[1], ((hounsfield[..., k] + 160) / 400).clip(0, 1), atol=1e-4)
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([-1, 1, 1, 1])), tmp_path / "labelsTr" / "case.nii.gz")
+    with pytest.raises(ValueError, match="on the image's grid"):
+        read(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "lesion": 1, "ignore": 2}}')
+    with pytest.raises(ValueError, match="got regions or ignored pixels"):
+        read(tmp_path)
 
 
 def test_splits_are_kept(tmp_path):
@@ -327,8 +367,10 @@ def test_splits_are_kept(tmp_path):
     assert [len(parts[key]) for key in ("training", "validation", "test")] == [14, 4, 2]
     assert sorted(name for part in parts.values() for name in part) == sorted(names)
     assert split(names, tmp_path / "split.json", validation=0.5, seed=9) == parts
-    with pytest.raises(ValueError, match="splits cases that are not there"):
+    with pytest.raises(ValueError, match="is of other cases"):
         split(names[1:5], tmp_path / "split.json")
+    with pytest.raises(ValueError, match="differ by new"):
+        split([*names, "new"], tmp_path / "split.json")
     split(names, tmp_path / "fold.json", folds=3, fold=0)
     with pytest.raises(ValueError, match="keeps another split"):
         split(names, tmp_path / "fold.json", folds=3, fold=1)
