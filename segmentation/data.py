@@ -131,11 +131,12 @@ def _named(folder: Path) -> dict[str, Path]:
 
 def _check_grid(image: Path, labels: Path) -> None:
     """That voxels of two NIfTI files are at the same places."""
+    if not all(file.name.endswith((".nii", ".nii.gz")) for file in (image, labels)):
+        return
     import nibabel
 
-    if all(file.name.endswith((".nii", ".nii.gz")) for file in (image, labels)):
-        if not np.allclose(*(nibabel.load(file).affine for file in (image, labels)), atol=1e-2):
-            raise ValueError(f"labels: expected {labels} on the image's grid, got another affine: resample it first")
+    if not np.allclose(*(nibabel.load(file).affine for file in (image, labels)), atol=1e-2):
+        raise ValueError(f"labels: expected {labels} on the image's grid, got another affine: resample it first")
 
 
 def _read_image(file: Path, labels: bool = False) -> np.ndarray:

@@ -58,7 +58,8 @@ def train(
     :param classes: names of the classes, the background first.
     :param out: folder for ``checkpoint.pt``, ``weights.safetensors`` (those with the best Dice where there is
         validation), ``last.safetensors``, their cards, and ``log.csv`` with a row for each epoch.
-    :param network: network to train or fine-tune; default a new :class:`segmentation.UNet`.
+    :param network: network to train or fine-tune, with ``num_classes`` and ``settings``, the keyword arguments that
+        build it, like this package's; default a new :class:`segmentation.UNet`.
     :param validation: slices whose Dice, the mean over the slices and over the classes that they show, chooses the best
         epoch. Take others to test on.
     :param epochs: passes through the slices.
@@ -79,18 +80,25 @@ def train(
     :param progress: show a progress bar.
     :return: the network with the averaged weights, of the best epoch where there is validation.
     :raises ValueError: without slices, for other shapes, for images that are not scaled to about [0, 1], for labels
-        beyond the classes, a batch that cannot be shared out evenly, or a folder with a run of other arguments.
+        beyond the classes (in validation likewise), a network of other classes or channels, a batch that cannot be
+        shared out evenly, or a folder with a run of other arguments.
     :raises FloatingPointError: when the loss is no longer finite.
     """
     rank, count = processes.join()
-    _check(pairs, network, classes, batch, count)
-    if epochs < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"epochs, steps: expected at least 1, got {epochs} and {steps}")
+    _check("pairs", pairs, classes, _channels(pairs))
+    _check("validation", validation, classes, _channels(pairs))
+    _check_network(network, len(classes), _channels(pairs) or (1,))
+    for name, value in {"epochs": epochs, "steps": steps, "size": size, "patience": patience, "batch": batch}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}")
+    if batch % count:
+        raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    channels = 1 if pairs[0][0].ndim == 2 else len(pairs[0][0])
-    network = UNet(len(classes), channels) if network is None else network
+    network = UNet(len(classes), *_channels(pairs)) if network is None else network
     network = network.to(memory_format=torch.channels_last).requires_grad_()
     device = next(network.parameters()).device
     model = _DeeplySupervised(network) if deep_supervision else network
@@ -105,9 +113,10 @@ def train(
 
     checkpoint = out / "checkpoint.pt"
     arguments = {
-        "network": type(network).__name__, "slices": len(pairs), "data": _checksum(pairs), "epochs": epochs,
+        "network": type(network).__name__, "settings": network.settings, "classes": tuple(classes),
+        "slices": len(pairs), "data": _checksum(pairs), "validation": _checksum(validation), "epochs": epochs,
         "steps": steps, "batch": batch, "size": size, "learning_rate": learning_rate, "strength": strength,
-        "heads": heads, "deep_supervision": deep_supervision, "half": half, "seed": seed,
+        "heads": heads, "deep_supervision": deep_supervision, "half": half, "seed": seed, "processes": count,
     }  # fmt: skip
     parts = {"network": model, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     if checkpoint.exists():
@@ -192,31 +201,45 @@ def train(
     return files.read(out / "weights.safetensors", {type(network).__name__: type(network)}).to(device)
 
 
-def _check(pairs: list[Pair], network: nn.Module | None, classes: tuple[str, ...], batch: int, count: int) -> None:
-    if not pairs:
+def _channels(pairs: list[Pair]) -> tuple[int, ...]:
+    """Of the first image, or none for a single one."""
+    return pairs[0][0].shape[:-2] if len(pairs) else ()
+
+
+def _check(name: str, pairs: list[Pair], classes: tuple[str, ...], channels: tuple[int, ...]) -> None:
+    if not len(pairs) and name == "pairs":
         raise ValueError("pairs: expected at least one labelled slice, got none")
     for index, (image, labels) in enumerate(pairs):
         if image.ndim not in (2, 3) or labels.ndim != 2 or image.shape[-2:] != labels.shape:
             raise ValueError(
-                f"pairs: expected images (H, W) or (C, H, W) with labels (H, W), got {image.shape} with {labels.shape} "
-                f"at {index}"
+                f"{name}: expected images (H, W) or (C, H, W) with labels (H, W), got {image.shape} with "
+                f"{labels.shape} at {index}"
             )
-        if image.shape[:-2] != pairs[0][0].shape[:-2]:
-            raise ValueError(f"pairs: expected as many channels in each image, got {image.shape} at {index}")
+        if image.shape[:-2] != channels:
+            raise ValueError(f"{name}: expected as many channels in each image, got {image.shape} at {index}")
         if not np.issubdtype(image.dtype, np.floating) or not np.isfinite(image).all():
-            raise ValueError(f"pairs: expected finite floating-point images, got {image.dtype} at {index}")
+            raise ValueError(f"{name}: expected finite floating-point images, got {image.dtype} at {index}")
         low, high = np.percentile(image, (1, 99))
-        if low < -0.2 * max(high, 0) and low < -0.2:
-            raise ValueError(f"pairs: expected images scaled to about [0, 1], got {low:g} to {high:g} at {index}")
+        if low < -0.2 * max(high, 1) or high > 10:
+            raise ValueError(f"{name}: expected images scaled to about [0, 1], got {low:g} to {high:g} at {index}")
         if labels.min() < 0 or labels.max() >= len(classes):
-            found = f"{labels.min()} to {labels.max()}"
+            found = f"{labels.min()} to {labels.max()} at {index}"
             raise ValueError(
-                f"pairs: expected labels below {len(classes)}, the number of classes, and from 0, got {found}"
+                f"{name}: expected labels below {len(classes)}, the number of classes, and from 0, got {found}"
             )
-    if network is not None and getattr(network, "num_classes", len(classes)) != len(classes):
-        raise ValueError(f"network: expected one for {len(classes)} classes, got one for {network.num_classes}")
-    if batch < 1 or batch % count:
-        raise ValueError(f"batch: expected a multiple of the {count} processes, got {batch}")
+
+
+def _check_network(network: nn.Module | None, classes: int, channels: tuple[int, ...]) -> None:
+    if classes < 2:
+        raise ValueError(f"classes: expected the background and at least one more, got {classes}")
+    if network is None:
+        return
+    if missing := [name for name in ("num_classes", "settings") if not hasattr(network, name)]:
+        raise ValueError(f"network: expected one with {' and '.join(missing)}, got {type(network).__name__}")
+    if network.num_classes != classes:
+        raise ValueError(f"network: expected one for {classes} classes, got one for {network.num_classes}")
+    if getattr(network, "in_channels", channels[0]) != channels[0]:
+        raise ValueError(f"network: expected one for {channels[0]} channels, got one for {network.in_channels}")
 
 
 def _checksum(pairs: list[Pair]) -> int:

@@ -107,8 +107,9 @@ def test_deep_supervision_reaches_every_level(tmp_path, network):
 def test_bad_training_data(tmp_path):
     with pytest.raises(ValueError, match="pairs: expected at least one"):
         segmentation.train([], CLASSES, tmp_path)
-    with pytest.raises(ValueError, match="epochs, steps: expected at least 1"):
-        segmentation.train(blobs(1, 0), CLASSES, tmp_path, epochs=0)
+    for name, wrong in {"epochs": 0, "steps": 0, "size": 0, "patience": 0, "batch": 0, "learning_rate": -1.0}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            segmentation.train(blobs(1, 0), CLASSES, tmp_path, **{name: wrong})
     image, labels = blobs(1, 0)[0]
     with pytest.raises(ValueError, match="pairs: expected labels below 2"):
         segmentation.train([(image, labels * 3)], CLASSES, tmp_path)
@@ -120,6 +121,18 @@ def test_bad_training_data(tmp_path):
         segmentation.train([(image[0], labels)], CLASSES, tmp_path)
     with pytest.raises(ValueError, match="network: expected one for 2 classes, got one for 3"):
         segmentation.train([(image, labels)], CLASSES, tmp_path, network=segmentation.UNet(3))
+    with pytest.raises(ValueError, match="pairs: expected images scaled to about"):
+        segmentation.train([(255 * image, labels)], CLASSES, tmp_path)
+    with pytest.raises(ValueError, match="validation: expected labels below 2"):
+        segmentation.train([(image, labels)], CLASSES, tmp_path, validation=[(image, labels * 3)])
+    with pytest.raises(ValueError, match="validation: expected as many channels"):
+        segmentation.train([(image, labels)], CLASSES, tmp_path, validation=[(image[None], labels)])
+    with pytest.raises(ValueError, match="network: expected one for 1 channels, got one for 3"):
+        segmentation.train([(image, labels)], CLASSES, tmp_path, network=segmentation.UNet(2, 3))
+    with pytest.raises(ValueError, match="network: expected one with num_classes and settings, got Conv2d"):
+        segmentation.train([(image, labels)], CLASSES, tmp_path, network=torch.nn.Conv2d(1, 2, 1))
+    with pytest.raises(ValueError, match="classes: expected the background and at least one more"):
+        segmentation.train([(image, 0 * labels)], CLASSES[:1], tmp_path)
 
 
 def test_resuming_asks_for_the_same_arguments(tmp_path):
@@ -130,6 +143,12 @@ def test_resuming_asks_for_the_same_arguments(tmp_path):
             segmentation.train(pairs, CLASSES, tmp_path, network=unet(), **QUICK | changed)
     with pytest.raises(ValueError, match="holds a run with data"):
         segmentation.train(blobs(4, 1), CLASSES, tmp_path, network=unet(), **QUICK)
+    with pytest.raises(ValueError, match="holds a run with validation"):
+        segmentation.train(pairs, CLASSES, tmp_path, network=unet(), validation=blobs(1, 1), **QUICK)
+    with pytest.raises(ValueError, match="holds a run with settings"):
+        segmentation.train(pairs, CLASSES, tmp_path, network=segmentation.UNet(2, widths=(4, 8)), **QUICK)
+    with pytest.raises(ValueError, match="holds a run with classes"):
+        segmentation.train(pairs, ("background", "other"), tmp_path, network=unet(), **QUICK)
 
 
 def test_a_run_that_stopped_early_stays_so(tmp_path):
