@@ -47,17 +47,31 @@ class Scores:
     def compare(self, other: Scores, score: str = "dice", level: float = 0.95, seed: int = 0) -> dict[str, float]:
         """How much higher these scores are than another segmenter's on the same images.
 
-        :return: ``difference`` of the means, its bootstrap interval over the images (``low``, ``high``), and
-            ``better``, the share of the images on which these are higher.
-        :raises ValueError: where the images differ in number.
+        :param other: the other segmenter's scores.
+        :param score: one of :data:`SCORES`; of the volume error, the size is compared. HD95 is compared where both
+            segmenters found the class, which spares the one that misses more: see ``images``.
+        :return: ``difference`` of the means, its bootstrap interval over the images (``low``, ``high``), ``better``,
+            the share of the images on which these are better (higher, or for HD95 and volume error, lower), and
+            ``images``, the number of images that have both scores.
+        :raises ValueError: for an unknown score, or where images or classes differ.
         """
-        first, second = self.images(score), other.images(score)
-        if len(first) != len(second):
-            raise ValueError(f"other: expected scores of {len(first)} images, got {len(second)}")
-        differences = (first - second)[np.isfinite(first - second)]
+        if score not in SCORES:
+            raise ValueError(f"score: expected one of {', '.join(SCORES)}, got {score!r}")
+        pair = [scores.frame.set_index(["image", "class"])[score] for scores in (self, other)]
+        if set(pair[0].index) != set(pair[1].index):
+            described = [f"{part.index.nunique(0)} images of {set(part.index.unique(1))}" for part in pair]
+            raise ValueError(f"other: expected scores of {described[0]}, got {described[1]}")
+        first, second = (part.abs() if score == "volume_error" else part for part in pair)
+        differences = (first - second).dropna().groupby("image").mean().to_numpy()
         low, high = interval(differences, level, seed)
-        better = float((differences > 0).mean())
-        return {"difference": float(differences.mean()), "low": low, "high": high, "better": better}
+        better = differences < 0 if score in ("hd95", "volume_error") else differences > 0
+        return {
+            "difference": float(differences.mean()) if len(differences) else float("nan"),
+            "low": low,
+            "high": high,
+            "better": float(better.mean()) if len(differences) else float("nan"),
+            "images": len(differences),
+        }
 
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0, draws: int = 4000) -> tuple[float, float]:

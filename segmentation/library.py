@@ -85,13 +85,16 @@ class Segmenter(nn.Module):
         of modern neural networks*, ICML 2017). The labels stay as they are.
 
         :param pairs: images (H, W) or (C, H, W) with labels (H, W) that the network was not trained on.
+        :raises ValueError: without images.
         """
+        if not len(pairs):
+            raise ValueError("pairs: expected at least one labelled image, got none")
         self.temperature = 1.0
         device = next(self.network.parameters()).device
         logits, labels = [], []
         with torch.no_grad():
             for image, truth in pairs:
-                image = torch.from_numpy(image).to(device)
+                image = torch.from_numpy(image).to(device, torch.float32)
                 logits.append(self((image[None] if image.ndim == 2 else image)[None])[0].flatten(1).T)
                 labels.append(torch.from_numpy(truth).to(device).long().flatten())
         logits, labels = torch.cat(logits), torch.cat(labels)
@@ -146,8 +149,19 @@ def available() -> list[dict]:
     return [files.read_card(path) for path in sorted(BUNDLED.glob("*.safetensors"))]
 
 
-def save(network: nn.Module, path: str | Path, card: dict) -> Path:
-    """Write a network where :func:`load` can read it; ``card["classes"]`` names its classes."""
+def save(model: nn.Module, path: str | Path, card: dict | None = None) -> Path:
+    """Write a network where :func:`load` can read it.
+
+    :param model: a :class:`Segmenter`, whose classes and temperature go on the card, or a network, of which
+        ``card["classes"]`` names the classes.
+    :param path: file to write, ``.safetensors``.
+    :param card: what the card tells besides (data, licence notes, scores).
+    :raises ValueError: where the names are not as many as the classes.
+    """
+    network, card = model, dict(card or {})
+    if isinstance(model, Segmenter):
+        network = model.network
+        card |= {"classes": list(model.classes), "temperature": model.temperature}
     if len(card.get("classes", ())) != network.num_classes:
         raise ValueError(f"card: expected the names of {network.num_classes} classes, got {card.get('classes')}")
     return files.write(network, path, network.settings, card)

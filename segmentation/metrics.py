@@ -63,7 +63,7 @@ def volume_error(predicted: Tensor, true: Tensor, num_classes: int, pooled: bool
 def calibration_error(probabilities: Tensor, true: Tensor, bins: int = 15) -> float:
     """Expected calibration error: mean distance between confidence and accuracy over bins of confidence (Naeini et
     al., *Obtaining well calibrated probabilities using Bayesian binning*, AAAI 2015)."""
-    _check_probabilities(probabilities, true)
+    _check_probabilities(probabilities, true, bins=bins)
     confidence, labels = probabilities.max(1)
     index = (confidence * bins).long().clamp(max=bins - 1).flatten()
     right = (labels == true).double().flatten()
@@ -80,26 +80,39 @@ def brier(probabilities: Tensor, true: Tensor) -> float:
 
 
 def risk_coverage(probabilities: Tensor, true: Tensor, points: int = 100) -> tuple[Tensor, Tensor]:
-    """Share of wrong pixels among the most confident ones, for shares of the pixels from 1/points to 1.
+    """Share of wrong pixels among the most confident ones, for shares of the pixels from 1/points to 1; of pixels with
+    equal confidence, any are as likely to be among them.
 
     Geifman & El-Yaniv, *Selective classification for deep neural networks* (NeurIPS 2017).
 
     :return: coverage (points,) and risk (points,); the mean of the risk is the area under the curve.
     """
-    _check_probabilities(probabilities, true)
+    _check_probabilities(probabilities, true, points=points)
     confidence, labels = probabilities.max(1)
-    wrong = (labels != true).double().flatten()[confidence.flatten().argsort(descending=True)]
-    coverage = torch.arange(1, points + 1, dtype=torch.float64) / points
-    count = (coverage * len(wrong)).long().clamp_min(1)
-    return coverage, wrong.cumsum(0).cpu()[count - 1] / count
+    _, group, sizes = (-confidence.flatten()).unique(return_inverse=True, return_counts=True)
+    wrong = torch.zeros(len(sizes), dtype=torch.float64, device=group.device)
+    wrong.scatter_add_(0, group, (labels != true).double().flatten())
+    wrong = (wrong / sizes).repeat_interleave(sizes).cumsum(0).cpu()
+    count = (torch.arange(1, points + 1, dtype=torch.float64) / points * len(wrong)).round().long().clamp_min(1)
+    return count / len(wrong), wrong[count - 1] / count
 
 
-def _check_probabilities(probabilities: Tensor, true: Tensor) -> None:
+def _check_probabilities(probabilities: Tensor, true: Tensor, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}: expected at least 1, got {count}")
     if probabilities.ndim != 4 or true.shape != (len(probabilities), *probabilities.shape[2:]):
         shapes = f"{tuple(probabilities.shape)} and {tuple(true.shape)}"
         raise ValueError(f"probabilities, true: expected (B, K, H, W) and (B, H, W), got {shapes}")
     if (probabilities < 0).any() or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-2):
         raise ValueError("probabilities: expected values that sum to 1 over the classes, got others")
+    _check_labels("true", true, probabilities.shape[1])
+
+
+def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
+        found = f"{labels.dtype} from {labels.min()} to {labels.max()}"
+        raise ValueError(f"{name}: expected class numbers from 0 to {num_classes - 1}, got {found}")
 
 
 def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
@@ -123,8 +136,5 @@ def _one_hot(predicted: Tensor, true: Tensor, num_classes: int) -> tuple[Tensor,
             f"predicted, true: expected equal shapes (B, H, W), got {tuple(predicted.shape)}, {tuple(true.shape)}"
         )
     for name, labels in (("predicted", predicted), ("true", true)):
-        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
-                f"{name}: expected class numbers from 0 to {num_classes - 1}, got {labels.dtype} up to {labels.max()}"
-            )
+        _check_labels(name, labels, num_classes)
     return tuple(F.one_hot(labels.long(), num_classes).movedim(-1, 1) for labels in (predicted, true))

@@ -282,6 +282,13 @@ def test_rank_correlation_of_known_orders():
     assert noisy["high"] - noisy["low"] > 0.5
     with pytest.raises(ValueError, match="at least three solvers"):
         Table(same.frame[same.frame.solver < "c"]).rank_correlation()
+    other = same.frame.assign(operator="other", psnr=np.nan)  # where nothing is told, nothing counts
+    assert Table(pandas.concat([same.frame, other])).rank_correlation()["rho"] == same.rank_correlation()["rho"]
+    two = same.frame[same.frame.solver < "c"].assign(operator="other")
+    assert list(Table(pandas.concat([same.frame, two])).rank_correlation()["by_operator"]) == ["op"]
+    apart = same.frame[same.frame.case == same.frame.solver.map({"a": 0, "b": 1, "c": 2, "d": 3})]
+    with pytest.raises(ValueError, match="frame: expected an operator with a case that has the scores of three"):
+        Table(apart).rank_correlation()
 
 
 def test_summary_compares_case_by_case():
@@ -307,6 +314,9 @@ def test_files_and_plot(table, tmp_path):
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "table.csv"), table.frame, check_dtype=False)
     table.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+    frame = table.frame
+    first = (frame.operator == frame.operator[0]) & (frame.solver == frame.solver[0])
+    assert Table(frame[~first]).plot().axes[0].get_xlabel() == "PSNR in dB"  # a solver on one operator only
     assert "4 cases x 2 operators x 4 solvers" in repr(table)
 
 

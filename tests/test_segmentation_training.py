@@ -420,6 +420,38 @@ def test_scores_and_comparison():
     assert summary.loc["dice", "mean"] == 1
     with pytest.raises(ValueError, match="other: expected scores of 6"):
         perfect.compare(Scores(fat.frame[:3]))
+    with pytest.raises(ValueError, match="other: expected scores of 6"):
+        perfect.compare(Scores(fat.frame.assign(**{"class": "other"})))
+    with pytest.raises(ValueError, match="score: expected one of dice"):
+        perfect.compare(fat, "jaccard")
+
+
+def test_comparison_of_errors_and_of_missed_structures():
+    """Half too small is as wrong as half too large; lower is better; distances are of what both found."""
+    frame = evaluate(lambda x: (x[:, 0] > 0.5).long(), blobs(4, 0), CLASSES).frame
+    small, large = (Scores(frame.assign(volume_error=error)) for error in (-0.5, 0.6))
+    assert small.compare(large, "volume_error")["difference"] == pytest.approx(-0.1)
+    assert small.compare(large, "volume_error")["better"] == 1
+    near, far = (Scores(frame.assign(hd95=distances)) for distances in ([1, 1, 1, np.nan], [2, 2, np.nan, 1]))
+    compared = near.compare(far, "hd95")
+    assert (compared["difference"], compared["better"], compared["images"]) == (-1, 1, 2)
+    nothing = near.compare(Scores(frame.assign(hd95=np.nan)), "hd95")
+    assert nothing["images"] == 0
+    assert np.isnan(nothing["difference"])
+
+
+def test_saved_segmenters_keep_their_temperature(tmp_path):
+    segmenter = segmentation.Segmenter(unet().eval(), CLASSES, 1.7)
+    segmentation.save(segmenter, tmp_path / "own.safetensors", {"data": "made up"})
+    loaded = segmentation.load(tmp_path / "own.safetensors")
+    assert (loaded.temperature, loaded.classes) == (1.7, tuple(CLASSES))
+    image = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(loaded.probabilities(image), segmenter.probabilities(image), atol=1e-2, rtol=0)
+    with pytest.raises(ValueError, match="pairs: expected at least one"):
+        loaded.calibrate([])
+    assert loaded.temperature == 1.7
+    with pytest.raises(ValueError, match="card: expected the names of 2 classes"):
+        segmentation.save(unet(), tmp_path / "own.safetensors", {"classes": ["one"]})
 
 
 def test_bootstrap_interval_covers_the_mean():
@@ -449,6 +481,14 @@ def test_pooled_scores_and_probabilities():
             score(5 * doubtful, truth)
         with pytest.raises(ValueError, match="probabilities"):
             score(doubtful, truth[:, None])
+    with pytest.raises(ValueError, match="true: expected class numbers from 0 to"):
+        metrics.brier(doubtful, truth + 9)
+    with pytest.raises(ValueError, match="points: expected at least 1"):
+        metrics.risk_coverage(doubtful, truth, 0)
+    with pytest.raises(ValueError, match="bins: expected at least 1"):
+        metrics.calibration_error(doubtful, truth, 0)
+    alike = torch.full_like(doubtful, 1 / doubtful.shape[1])  # of no pixel more than of another
+    assert metrics.risk_coverage(alike, truth)[1].std() < 1e-6
     coverage, risk = metrics.risk_coverage(doubtful, truth, 20)
     assert coverage[-1] == 1
     assert risk[:-1].abs().max() == 0

@@ -68,7 +68,8 @@ class Table:
         """Spearman's correlation between the orders in which two scores put the solvers.
 
         For each operator, the solvers are ordered by their means over the cases; the interval is bootstrapped over the
-        cases. The oracle and rows without the scores are left out.
+        cases. The oracle, rows without the scores, and operators with fewer than three solvers that share a case are
+        left out.
 
         :return: ``rho``, the mean over the operators, with its interval ``low``, ``high``; and ``by_operator``, a
             dictionary of the same for each.
@@ -82,10 +83,14 @@ class Table:
         for operator, part in frame.groupby("operator", sort=False):
             tables = [part.pivot(index="case", columns="solver", values=score).dropna() for score in (first, second)]
             common = tables[0].index.intersection(tables[1].index)
+            if not len(common) or tables[0].shape[1] < 3:
+                continue
             a, b = (table.loc[common].reindex(cases).to_numpy() for table in tables)
             drawn = [_spearman(a[k], b[k]) for k in chosen]
             by_operator[operator] = {"rho": _spearman(a, b)} | _range(drawn, level)
             all_draws.append(drawn)
+        if not by_operator:
+            raise ValueError("frame: expected an operator with a case that has the scores of three solvers, got none")
         rho = float(np.mean([value["rho"] for value in by_operator.values()]))
         return {"rho": rho} | _range(np.mean(all_draws, 0), level) | {"by_operator": by_operator}
 
@@ -98,6 +103,7 @@ class Table:
         frame = self.frame
         means = frame.groupby(["operator", "solver"], sort=False)[["psnr", "dice"]].mean()
         operators, solvers = frame["operator"].unique(), [s for s in frame["solver"].unique() if s != "oracle"]
+        means = means.reindex(pandas.MultiIndex.from_product([operators, frame["solver"].unique()]))
         figure = Figure(figsize=(12, 4.6), layout="constrained")
         scatter, curves = figure.subplots(1, 2)
         for k, solver in enumerate(solvers):
@@ -115,7 +121,7 @@ class Table:
         for c, operator in enumerate(operators):
             scatter.plot([], [], color=f"C{c}", linewidth=4, label=operator)
             for name, style in (("oracle", "-"), ("direct", ":")):
-                if (operator, name) in means.index:
+                if name in set(frame["solver"]):
                     scatter.axhline(means.loc[(operator, name), "dice"], color=f"C{c}", linestyle=style, linewidth=0.8)
         if "oracle" in set(frame["solver"]):
             oracle = [means.loc[(operator, "oracle"), "dice"] for operator in operators]
