@@ -35,10 +35,12 @@ def inputs(network: nn.Module, images: Tensor, most: int = 2000) -> dict[str, Te
                 seen[name] = rows[chosen.to(rows.device)]
 
             hooks.append(layer.register_forward_pre_hook(keep))
-    with torch.no_grad():
-        network(images)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     if not seen:
         raise ValueError("network: expected one with layers of curves, found none")
     return seen
@@ -212,9 +214,12 @@ def attribution(
         ``"grad-cam"`` (Selvaraju et al., ICCV 2017), by captum.
     :param layer: for Grad-CAM, default the encoder's last level.
     :return: 0 all over where the class is not found in an image.
+    :raises ValueError: for another method, a class that there is not, or without a layer.
     """
     from captum.attr import IntegratedGradients, LayerGradCam
 
+    if not 0 <= target < len(segmenter.classes):
+        raise ValueError(f"target: expected a class from 0 to {len(segmenter.classes) - 1}, got {target}")
     x, (height, width) = standardise(x.float()), x.shape[-2:]
     if method == "grad-cam":
         x, *_ = fit_multiple(x, x.shape[1], 32)  # as the networks do; their coarse maps are of the whole

@@ -9,6 +9,7 @@ import torch
 
 from denoisers import weights as files
 from segmentation.library import Segmenter, standardise
+from segmentation.ode import STEPPERS, SecondOrderBlock
 
 
 class _Probabilities(torch.nn.Module):
@@ -28,7 +29,14 @@ def to_onnx(segmenter: Segmenter, path: str | Path, size: tuple[int, int] = (256
     :param segmenter: the segmenter.
     :param path: file to write.
     :param size: height and width, which the model is for; the number of images is free.
+    :raises ValueError: for equations that torchdiffeq solves, whose steps cannot be written down.
     """
+    solvers = {block.solver for block in segmenter.modules() if isinstance(block, SecondOrderBlock)}
+    if others := solvers - set(STEPPERS):
+        found = ", ".join(sorted(others))
+        raise ValueError(
+            f"segmenter: expected equations solved by {' or '.join(STEPPERS)}, see solve_with, got {found}"
+        )
     channels = getattr(segmenter.network, "in_channels", 1)
     example = torch.rand(2, channels, *size)
     model = _Probabilities(copy.deepcopy(segmenter)).eval().to("cpu", memory_format=torch.contiguous_format)

@@ -114,6 +114,8 @@ def test_attribution_is_faithful():
     coarse = explain.attribution(segmenter, image, 3, "grad-cam")
     assert coarse.shape == image[:, 0].shape
     assert coarse.max() > 0
+    with pytest.raises(ValueError, match="target: expected a class from 0 to"):
+        explain.attribution(segmenter, image, 7)
     with pytest.raises(ValueError, match="method: expected"):
         explain.attribution(segmenter, image, 3, "guess")
     with pytest.raises(ValueError, match="target: expected a class that is found"):
@@ -147,3 +149,9 @@ def test_exported_model_is_the_network(tmp_path, name):
         images = 50 * torch.rand(batch, 1, 64, 64)
         (found,) = session.run(None, {"images": images.numpy()})
         np.testing.assert_allclose(found, segmenter.probabilities(images).numpy(), atol=1e-4)
+
+
+def test_solvers_that_cannot_be_exported(tmp_path):
+    segmenter = Segmenter(segmentation.ImplicitUKAN2(2, widths=(8, 8, 12, 12, 16), solver="rk4").eval(), ("a", "b"))
+    with pytest.raises(ValueError, match="segmenter: expected equations solved by euler or verlet"):
+        to_onnx(segmenter, tmp_path / "model.onnx")

@@ -448,6 +448,22 @@ def test_finetuning_lowers_its_loss(segmenter, medical):
         finetune(cases, operator, medical, segmenter, weight=2)
 
 
+def test_finetuning_on_measurements(segmenter, medical):
+    """The same whether noiseless measurements are made or given."""
+    operator = {"4x": OPERATORS["4x"]}
+    image, labels = phantom(0)
+    measured = {"4x": operator["4x"].A(image)}
+    options = {"iterations": 2, "steps": 2, "noise": 0.0}
+    pair = [
+        finetune([case], operator, medical, segmenter, **options)[0]
+        for case in ((image, labels), (measured, labels, image))
+    ]
+    for first, second in zip(*(network.parameters() for network in pair)):
+        torch.testing.assert_close(first, second)
+    with pytest.raises(ValueError, match="cases: expected an image in each case to learn from, got none in case 0"):
+        finetune([(measured, labels)], operator, medical, segmenter)
+
+
 def test_vertebra_task(tmp_path, monkeypatch, segmenter):
     """Made-up slices through the built-in task: operators of rising difficulty, each with its own noise."""
     from pnp.joint import tasks

@@ -8,8 +8,9 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import cloudpickle
@@ -201,17 +202,19 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[list[dict]]:
         yield from (_job(*job) for job in jobs)
         return
     context, failed = multiprocessing.get_context("spawn"), None
+    left, waiting = iter(jobs), set()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(_unpacked, cloudpickle.dumps(job)) for job in jobs]
-        for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            if error := future.exception():
-                failed = failed or error
-                for other in futures:
-                    other.cancel()
-            else:
-                yield future.result()
+        while True:
+            for job in islice(left, 2 * workers - len(waiting)):  # a few at a time: each carries networks and operator
+                waiting.add(pool.submit(_unpacked, cloudpickle.dumps(job)))
+            if not waiting:
+                break
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                if error := future.exception():
+                    failed, left = failed or error, iter(())
+                else:
+                    yield future.result()
     if failed:
         raise failed
 

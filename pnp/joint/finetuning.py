@@ -42,7 +42,8 @@ def finetune(
     segmentation (Adler et al., *Task adapted reconstruction for inverse problems*, 2018). Memory is that of a single
     denoiser call, since each is computed again for its gradients.
 
-    :param cases: (image (1, C, H, W), labels (1, H, W)) pairs.
+    :param cases: (image (1, C, H, W), labels (1, H, W)) pairs, or (measurements, labels, image) with a dictionary of
+        measurements by the operator's name, as in :func:`pnp.joint.evaluate`.
     :param operators: operators by name; each step takes a random one.
     :param denoiser: a network; it stays as it is, a copy is trained.
     :param segmenter: a :class:`segmentation.Segmenter`; with ``train_segmenter``, a copy is trained along.
@@ -54,7 +55,7 @@ def finetune(
     :param noise: as in :func:`pnp.joint.evaluate`.
     :param seed: seed of cases, operators and noise.
     :return: the trained denoiser and segmenter.
-    :raises ValueError: without cases, or for a weight that is not between 0 and 1.
+    :raises ValueError: without cases, for a case without image, or a weight that is not between 0 and 1.
     :raises FloatingPointError: when the loss is no longer finite.
     """
     if not cases or not operators:
@@ -63,6 +64,8 @@ def finetune(
         raise ValueError(f"weight: expected 0 to 1, got {weight}")
     levels = noise_levels(noise, operators)
     cases = [check_case(index, case, operators, len(segmenter.classes)) for index, case in enumerate(cases)]
+    if missing := [index for index, (_, image, _) in enumerate(cases) if image is None]:
+        raise ValueError(f"cases: expected an image in each case to learn from, got none in case {missing[0]}")
     trained, adapted = copy.deepcopy(denoiser).requires_grad_(), copy.deepcopy(segmenter)
     adapted.requires_grad_(train_segmenter)
     parameters = [p for part in (trained, adapted) for p in part.parameters() if p.requires_grad]
@@ -73,8 +76,8 @@ def finetune(
     bar = tqdm(range(steps), "fine-tuning", disable=not progress)
     for step in bar:
         index, name = int(rng.integers(len(cases))), names[rng.integers(len(names))]
-        (_, image, labels), op = cases[index], operators[name]
-        y = measure(op, image, levels[name], (seed, step))
+        (measured, image, labels), op = cases[index], operators[name]
+        y = measure(op, image, levels[name], (seed, step)) if measured is None else measured[name]
         with noise_model(op, op.noise_model if levels[name] is None else deepinv.physics.ZeroNoise()):
             settings = {"algorithm": algorithm, "iterations": iterations, "gradients": "unrolled"}
             x = solve(op, y, _Recomputed(trained), **settings).x

@@ -22,6 +22,7 @@ def through(
     denoiser: Callable | None = None,
     noise: float | Mapping[str, float | None] | None = 0.01,
     seed: int = 0,
+    device=None,
     progress: bool = False,
 ) -> list[Pair]:
     """Labelled images as a solver reconstructs them, to train a segmenter on with :func:`segmentation.train`.
@@ -34,13 +35,14 @@ def through(
     :param denoiser: denoiser of the named solvers, default ``denoisers.load("medical")``.
     :param noise: as in :func:`pnp.joint.evaluate`.
     :param seed: seed of the choices and of the noise.
+    :param device: where operators and denoiser are, default the CPU.
     :return: as many pairs, in the same order; of complex reconstructions, their magnitudes.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected 0 to 1, got {share}")
     levels = noise_levels(noise, operators)
     if denoiser is None and not callable(solver):
-        denoiser = default_denoiser()
+        denoiser = default_denoiser().to(device or "cpu")
     rng, names, found = np.random.default_rng(seed), list(operators), []
     for index, (image, labels) in enumerate(tqdm(pairs, "reconstructing", disable=not progress)):
         name, clean = names[rng.integers(len(names))], rng.random() >= share
@@ -48,10 +50,10 @@ def through(
             found.append((image, labels))
             continue
         op = operators[name]
-        x = torch.from_numpy(np.ascontiguousarray(image, np.float32)).view(1, 1, *image.shape[-2:])
-        if getattr(op, "img_size", (1,))[0] == 2:
+        x = torch.from_numpy(np.ascontiguousarray(image, np.float32)).view(1, 1, *image.shape[-2:]).to(device or "cpu")
+        if (getattr(op, "img_size", None) or (1,))[0] == 2:
             x = torch.cat([x, torch.zeros_like(x)], 1)
         y = measure(op, x, levels[name], (seed, index))
         x, _ = reconstruct(solver, op, y, denoiser, seed, told=levels[name] is None)
-        found.append((quality.magnitude(x)[0].view(image.shape).numpy(), labels))
+        found.append((quality.magnitude(x)[0].view(image.shape).cpu().numpy(), labels))
     return found

@@ -125,6 +125,7 @@ def calibrated(found: list[SegmentedSamples], labels: list[Tensor], level: float
     """
     scores = []
     for one, truth in zip(found, labels, strict=True):
+        truth = truth.to(one.labels.device)
         volumes = torch.stack([(truth == k).sum((1, 2)) for k in range(1, len(one.classes))], -1)
         scores += ((volumes - one.volumes.mean(0)).abs() / one.reach(level))[volumes > 0].tolist()
     rank = math.ceil((len(scores) + 1) * level)
