@@ -41,7 +41,8 @@ def adapt(
         cache has room for, with which a convolutional network takes two thirds of the time.
     :param tile: side in pixels of the tiles that larger images are denoised in; None for whole images.
     :param overlap: share of a tile that overlaps the next one; results are blended by Gaussian weights (MONAI).
-    :raises ValueError: for a scale, axes, a batch, a tile or an overlap out of range.
+    :raises ValueError: for a scale, offset, axes, a batch, a tile or an overlap out of range, and when called, for
+        scales, offsets or noise levels that are not one or one for each image.
     :raises TypeError: when called with complex images; view them as two channels.
     """
     return Adapted(denoiser, scale, offset, phase, channels, axes, batch, tile, overlap)
@@ -65,6 +66,8 @@ class Adapted(Denoiser):
         super().__init__()
         if not (torch.as_tensor(scale) > 0).all() or not torch.isfinite(torch.as_tensor(scale)).all():
             raise ValueError(f"scale: expected positive finite values, got {scale}")
+        if not torch.isfinite(torch.as_tensor(offset)).all():
+            raise ValueError(f"offset: expected finite values, got {offset}")
         if not axes or not set(axes) <= {0, 1, 2}:
             raise ValueError(f"axes: expected some of 0, 1 and 2, got {axes}")
         if (batch is not None and batch < 1) or (tile is not None and tile < 1) or not 0 <= overlap < 1:
@@ -74,7 +77,13 @@ class Adapted(Denoiser):
         self.denoiser, self.scale, self.offset, self.phase, self.channels = denoiser, scale, offset, phase, channels
         self.axes, self.batch, self.tile, self.overlap = axes, batch, tile, overlap
         self._accepted: dict[int, bool] = {}  # numbers of channels
-        self.dtype = next((p.dtype for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the denoiser's weights, if it has any."""
+        return (
+            next((p.dtype for p in self.denoiser.parameters()), None) if isinstance(self.denoiser, nn.Module) else None
+        )
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         images, levels = self._inside(x, sigma)
@@ -83,7 +92,7 @@ class Adapted(Denoiser):
         else:
             out = sum(self._slices(images, levels, axis) for axis in self.axes) / len(self.axes)
         out = out.reshape(x.shape).to(x.dtype if x.is_floating_point() else out.dtype)
-        out = out * _each(self.scale, x) + _each(self.offset, x)
+        out = out * _each(self.scale, out) + _each(self.offset, out)
         return out if self.phase is None else _rotate(out, self.phase)
 
     def potential(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -108,17 +117,25 @@ class Adapted(Denoiser):
         if self.phase is not None:
             x = _rotate(x, self.phase.conj())
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
+        for name, value in (("sigma", level), ("scale", self.scale), ("offset", self.offset)):
+            if isinstance(value, Tensor) and value.numel() not in (1, len(x)):
+                raise ValueError(f"{name}: expected one or {len(x)} values for {len(x)} images, got {value.numel()}")
         level = (level / torch.as_tensor(self.scale, device=x.device).reshape(-1)).expand(len(x))
         x = (x - _each(self.offset, x)) / _each(self.scale, x)
         single = self.channels
         if single is None:
             count = x.shape[1]
-            if count not in self._accepted:
-                dtype = self.dtype or x.dtype
-                self._accepted[count] = count == 1 or accepts(self.denoiser, count, x.device, dtype, x.shape[-2:])
-            single = not self._accepted[count]
+            single = not self._accepted[count] if count in self._accepted else not self._accepts(count, x)
         images = x.flatten(0, 1)[:, None] if single else x
         return images.to(self.dtype or x.dtype), level.repeat_interleave(x.shape[1]) if single else level
+
+    def _accepts(self, count: int, x: Tensor) -> bool:
+        """Whether the denoiser takes so many channels; kept, unless it takes no image of this size at all."""
+        settings = (x.device, self.dtype or x.dtype, x.shape[-2:])
+        accepted = count == 1 or accepts(self.denoiser, count, *settings)
+        if accepted or accepts(self.denoiser, 1, *settings):
+            self._accepted[count] = accepted
+        return accepted
 
     def _slices(self, volumes: Tensor, levels: Tensor, axis: int) -> Tensor:
         """Volumes (B, C, D, H, W), slice by slice."""

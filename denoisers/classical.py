@@ -99,6 +99,16 @@ class BlockMatching(deepinv.models.BM3D):
         found = importlib.util.find_spec("bm3d") is not None
         super().__init__(use_legacy=found if authors is None else authors, device=device)
 
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+        """Denoise images (B, C, H, W) with noise of standard deviation sigma, a float or (B,)."""
+        levels = _levels(x, sigma)
+        noisy = levels > 0
+        if not noisy.any():
+            return x
+        out = x.clone()
+        out[noisy] = super().forward(x[noisy].float(), levels[noisy].float()).to(x.dtype)
+        return out
+
 
 def _levels(x: Tensor, sigma: float | Tensor) -> Tensor:
     """One noise level for each image, (B,)."""
@@ -107,4 +117,6 @@ def _levels(x: Tensor, sigma: float | Tensor) -> Tensor:
         raise ValueError(
             f"sigma: expected a number or one for each of {len(x)} images, got shape {tuple(levels.shape)}"
         )
+    if not (levels >= 0).all() or not torch.isfinite(levels).all():
+        raise ValueError(f"sigma: expected finite noise levels of at least 0, got {levels.tolist()}")
     return levels.expand(len(x))

@@ -73,7 +73,7 @@ class Oscillator(nn.Module):
 
     def force(self, x: Tensor, v: Tensor, time: float, sigma: Tensor) -> Tensor:
         """x'' at a time between 0 and 1."""
-        wave = torch.tensor([math.cos(math.pi * n * time) for n in range(self.FREQUENCIES)], device=x.device)
+        wave = self.gain.new_tensor([math.cos(math.pi * n * time) for n in range(self.FREQUENCIES)])
         gain, threshold = ((weights @ wave).view(-1, 1, 1) for weights in (self.gain, self.threshold))
         inner = self.inward(x) + (self.coupling * v + sigma * threshold).to(x.dtype)
         return (gain * self.outward(F.relu(inner)) - self.damping * v).to(x.dtype)

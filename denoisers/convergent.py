@@ -52,6 +52,7 @@ class GradientStep(GSPnP):
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """Denoise images (B, 1, H, W) with noise of standard deviation sigma, a float or (B,)."""
+        x = x if x.is_floating_point() else x.float()
         return x - self.potential_grad(x, sigma)
 
 
@@ -127,10 +128,12 @@ def lipschitz(
     :param of: "denoiser" for D, "residual" for I - D, "reflection" for 2 D - I.
     :param iterations: power iterations.
     :return: one value for each image, (B,).
-    :raises ValueError: for another name.
+    :raises ValueError: for another name, less than one iteration, or where the result is not finite.
     """
     if of not in MAPS:
         raise ValueError(f"of: expected one of {', '.join(MAPS)}, got {of!r}")
+    if iterations < 1:
+        raise ValueError(f"iterations: expected at least 1, got {iterations}")
     measure = JacobianSpectralNorm(max_iter=iterations, tol=1e-4, eval_mode=True)
     levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
     norms = []
@@ -140,6 +143,9 @@ def lipschitz(
             mapped = MAPS[of](image, denoiser(image, level.clone()))
             if not mapped.requires_grad:
                 raise TypeError("denoiser: expected one that can be differentiated")
+            derivative = torch.autograd.grad(mapped.sum(), image, retain_graph=True)[0]
+            if not torch.isfinite(mapped).all() or not torch.isfinite(derivative).all():
+                raise ValueError("denoiser: expected a finite image with finite derivatives, got NaN or infinity")
             norms.append(measure(mapped, image).detach().nan_to_num())  # of a map to 0, the iterations give 0 / 0
     return torch.stack(norms).reshape(-1)
 

@@ -20,32 +20,40 @@ HOUNSFIELD_WINDOWS = {"full": (-1000, 1000), "soft tissue": (-160, 240), "lung":
 def read_images(path: str | Path) -> list[np.ndarray]:
     """Read every image of a file or folder as float32 arrays: (H, W) slices or (D, H, W) volumes, in the file's units.
 
-    Colours are averaged.
+    Colours become grey.
 
     :param path: ``.npy``, ``.npz`` (every numeric array of images in it; boolean arrays and those named like labels,
-        masks or segmentations are left out), NIfTI, DICOM (with or without a suffix), PNG, JPEG or TIFF, or a folder of
-        those (searched through its subfolders).
+        masks, segmentations or annotations are left out), NIfTI, DICOM (with or without a suffix), PNG, JPEG or TIFF,
+        or a folder of those (searched through its subfolders; hidden files, DICOM without pixels or of segmentations,
+        and files and subfolders named like labels are left out).
     :raises FileNotFoundError: where there is nothing at ``path``.
-    :raises ValueError: for a file of another kind, or an array that is not one of images.
+    :raises ValueError: for a file of another kind or that cannot be read, or an array that is not one of images.
     """
     path = Path(path)
     if path.is_dir():
-        images = [image for file in sorted(path.rglob("*")) if _readable(file) for image in read_images(file)]
+        files = (file for file in sorted(path.rglob("*")) if not _left_out(file.relative_to(path)))
+        images = [image for file in files if _readable(file) for image in read_images(file)]
         if not images:
             raise ValueError(f"path: no image files in {path}")
         return images
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist")
+    try:
+        return _read(path)
+    except (OSError, AttributeError, EOFError) as error:  # what the readers raise for files that are not what they seem
+        raise ValueError(f"path: {path} cannot be read as an image: {error}") from error
+
+
+def _read(path: Path) -> list[np.ndarray]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _split(np.load(path), path)
     if suffix == ".npz":
         with np.load(path) as arrays:
-            keys = [key for key in arrays.files if not any(word in key.lower() for word in ("label", "mask", "seg"))]
-            found = [arrays[key] for key in keys]
-        return [
-            image for array in found if array.dtype.kind in "iuf" and array.ndim > 1 for image in _split(array, path)
-        ]
+            keys = [key for key in arrays.files if not _named_like_labels(key)]
+            found = [_numbers(arrays, key) for key in keys]
+        kept = [array for array in found if array is not None and array.ndim > 1 and max(array.shape) > 8]
+        return [image for array in kept for image in _split(array, path)]
     if path.name.lower().endswith((".nii", ".nii.gz")):
         import nibabel
 
@@ -62,18 +70,70 @@ def read_images(path: str | Path) -> list[np.ndarray]:
         import pydicom
 
         dataset = pydicom.dcmread(path)
-        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-        return _split(dataset.pixel_array.astype(np.float32) * slope + intercept, path)
+        if "PixelData" not in dataset:
+            raise ValueError(f"path: expected DICOM with pixels, got {path}")
+        return _split(rescaled(dataset), path)
     raise ValueError(f"path: expected npy, npz, NIfTI, DICOM or a picture, got {path.name}")
 
 
+def rescaled(dataset) -> np.ndarray:
+    """The pixels of a DICOM dataset in its units, such as Hounsfield's: (H, W), or (N, H, W) for several frames, whose
+    slope and intercept may be in the functional groups, of all frames or of each."""
+    pixels = dataset.pixel_array.astype(np.float32)
+
+    def transformation(groups) -> tuple[float, float] | None:
+        found = groups[0].get("PixelValueTransformationSequence") if groups else None
+        return (float(found[0].RescaleSlope), float(found[0].RescaleIntercept)) if found else None
+
+    if "RescaleSlope" in dataset:
+        return pixels * float(dataset.RescaleSlope) + float(dataset.get("RescaleIntercept", 0))
+    if shared := transformation(dataset.get("SharedFunctionalGroupsSequence")):
+        return pixels * shared[0] + shared[1]
+    frames = [transformation([frame]) for frame in dataset.get("PerFrameFunctionalGroupsSequence") or ()]
+    if frames and all(frames):
+        slope, intercept = (np.array(part, np.float32).reshape(-1, 1, 1) for part in zip(*frames))
+        return pixels.reshape(len(frames), *pixels.shape[-2:]) * slope + intercept
+    return pixels
+
+
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+_LABELS = ("label", "mask", "seg", "annotation")
+
+
+def _named_like_labels(name: str) -> bool:
+    return any(word in name.lower() for word in _LABELS) or Path(name).stem.lower() == "gt"
+
+
+def _left_out(file: Path) -> bool:
+    """Of what a folder holds, by the names below it."""
+    return any(part.startswith(".") or _named_like_labels(part) for part in file.parts)
+
+
+def _numbers(arrays, key: str) -> np.ndarray | None:
+    """An array of an npz file, or None for one that is not of real numbers."""
+    try:
+        array = arrays[key]
+    except ValueError:  # of Python objects
+        return None
+    if np.iscomplexobj(array):
+        raise ValueError(f"path: expected real images, got complex ones in {key}: take their magnitude")
+    return array if array.dtype.kind in "iuf" else None
 
 
 def _readable(file: Path) -> bool:
     known = {".npy", ".npz"} | _PICTURES
     name = file.name.lower()
-    return file.is_file() and (file.suffix.lower() in known or name.endswith((".nii", ".nii.gz")) or _is_dicom(file))
+    return file.is_file() and (file.suffix.lower() in known or name.endswith((".nii", ".nii.gz")) or _shows(file))
+
+
+def _shows(file: Path) -> bool:
+    """Whether a file is DICOM with pixels that are not labels."""
+    if not _is_dicom(file):
+        return False
+    import pydicom
+
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    return "Rows" in header and header.get("Modality") != "SEG"
 
 
 def _is_dicom(path: Path) -> bool:
@@ -87,8 +147,9 @@ def _split(array: np.ndarray, path: Path) -> list[np.ndarray]:
         array = array[:, 0]
     elif array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4) and min(array.shape[-3:-1]) > 4:
         array = array[..., :3].mean(-1)
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"path: expected images (H, W), (N, H, W) or with colours in {path}, got {array.shape}")
+    if array.ndim not in (2, 3) or 0 in array.shape or np.iscomplexobj(array):
+        found = f"{array.shape} {array.dtype}"
+        raise ValueError(f"path: expected real images (H, W), (N, H, W) or with colours in {path}, got {found}")
     return [np.asarray(image, np.float32) for image in (array if array.ndim == 3 else array[None])]
 
 
@@ -106,7 +167,7 @@ class Source:
         estimated, and training recorrupts the patches (see :func:`denoisers.train`). Such CT is not windowed, since
         that would clip its noise, and nothing is kept for validation.
     :param validation: share of the images, from the end of the list, that is kept for validation: at least one where
-        there are several. A lone volume gives its last slices.
+        there are several. A lone volume gives slices nine tenths of the way through what it shows; none beyond trains.
     """
 
     images: list[np.ndarray]
@@ -121,6 +182,11 @@ class Source:
     def __post_init__(self):
         if not self.images:
             raise ValueError("images: expected at least one image, got none")
+        shown = [image for image in self.images if not image.size or image.min() != image.max()]
+        if 0 < len(shown) < len(self.images):
+            blank = len(self.images) - len(shown)
+            warnings.warn(f"images: {blank} of {len(self.images)} have a single value and are left out", stacklevel=3)
+            self.images = shown
         for number, image in enumerate(self.images):
             if image.ndim not in (2, 3) or 0 in image.shape or not np.isfinite(image).all():
                 raise ValueError(
@@ -146,7 +212,7 @@ class Source:
             return
         self.noise = [0.0] * len(self.images)
         lone_volume = len(self.images) == 1 and self.images[0].ndim == 3
-        images = self.images[0] if lone_volume else self.images
+        images = _shown(self.images[0]) if lone_volume else self.images
         kept = max(round(self.validation * len(images)), self.validation > 0)
         kept = kept if len(images) > 1 or self.validation == 1 else 0
         kept, self.held_out = images[: len(images) - kept], list(images[len(images) - kept :])
@@ -215,6 +281,13 @@ class Source:
         return (gain * patch + offset).astype(np.float32), gain * noise
 
 
+def _shown(volume: np.ndarray) -> np.ndarray:
+    """A volume without its last slices that show little: the outer tenth, and what is empty beyond."""
+    contrast = volume.std((1, 2))
+    shown = np.flatnonzero(contrast > 0.1 * contrast.max())
+    return volume[: shown[-1] + 1 - len(shown) // 10] if len(shown) else volume
+
+
 def _noise(image: np.ndarray) -> float:
     """Standard deviation of the noise of an image, or of a volume's slices."""
     if image.ndim == 3:
@@ -244,6 +317,7 @@ class Patches(torch.utils.data.Dataset):
         batch: int = 16,
         seed: int | Sequence[int] = 0,
         sigma_max: float = 1.0,
+        below: bool = False,
     ):
         if not sources:
             raise ValueError("sources: expected at least one, got none")
@@ -252,23 +326,24 @@ class Patches(torch.utils.data.Dataset):
         if (weights < 0).any() or weights.sum() <= 0:
             raise ValueError(f"sources: expected weights >= 0 that do not all vanish, got {weights.tolist()}")
         self.shares = weights / weights.sum()
-        self.size, self.batch, self.seed, self.sigma_max = size, batch, seed, sigma_max
+        self.size, self.batch, self.seed, self.sigma_max, self.below = size, batch, seed, sigma_max, below
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One batch: patches (B, 1, size, size), the noise that they have (B,), the index of each one's source (B,) and
-        the noise levels to train at (B,), larger than their own."""
+        the noise levels to train at (B,), above their own, or with ``below`` half of it at most."""
         rng = np.random.default_rng(np.append(self.seed, number))
         kinds = rng.choice(len(self.sources), self.batch, p=self.shares)
         patches, own = zip(*(self.sources[kind].patch(self.size, rng) for kind in kinds))
         own = np.array(own, np.float32)
-        sigma = np.maximum(_noise_levels(self.batch, self.sigma_max, rng), 1.1 * own)
+        sigma = _noise_levels(self.batch, self.sigma_max, rng)
+        sigma = np.where(self.below & (sigma < own / 2), sigma, np.maximum(sigma, 1.1 * own))
         return tuple(map(torch.from_numpy, (np.stack(patches)[:, None], own, kinds, sigma)))
 
 
 def _noise_levels(count: int, highest: float, rng: np.random.Generator) -> np.ndarray:
     """60 % log-uniform over [0.5/255, highest], 40 % uniform over the range that restoration uses most."""
     wide = np.exp(rng.uniform(np.log(0.5 / 255), np.log(highest), count))
-    common = rng.uniform(5 / 255, 60 / 255, count)
+    common = rng.uniform(min(5 / 255, highest / 2), min(60 / 255, highest), count)
     return np.where(rng.random(count) < 0.6, wide, common).astype(np.float32)
 
 
@@ -283,7 +358,8 @@ def parse_source(text: str) -> tuple[str, Source]:
         numbers = [float(option) for option in options if option not in ("hu", "complex", "noisy")]
     except ValueError:
         raise ValueError(f"source: expected a weight, hu, complex or noisy after the colons, got {text!r}") from None
+    lowest = min(image.min() for image in images)
     source = Source(images, numbers[0] if numbers else 1.0, *(flag in options for flag in ("hu", "complex", "noisy")))
-    if not source.hounsfield and min(image.min() for image in source.images) < -10:
+    if not source.hounsfield and lowest < -100:
         warnings.warn(f"source {name}: negative values; if these are Hounsfield units, append ':hu'", stacklevel=2)
     return name, source

@@ -55,7 +55,16 @@ def available() -> list[dict]:
 
 
 def save(network: nn.Module, path: str | Path, card: dict | None = None) -> Path:
-    """Write a network of this package where :func:`load` can read it, with a model card beside it."""
+    """Write a network of this package where :func:`load` can read it, with a model card beside it.
+
+    :param path: file to write, ``.safetensors``.
+    :raises ValueError: for another suffix.
+    :raises TypeError: for a network without ``settings``, with which it could not be built again.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path: expected a name that ends in .safetensors, got {path}")
+    if not hasattr(network, "settings"):
+        raise TypeError(f"network: expected one with its keyword arguments in settings, got {type(network).__name__}")
     return files.write(network, path, network.settings, card)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,8 +13,9 @@ def estimate_noise(x: Tensor) -> Tensor:
     """Standard deviation of white Gaussian noise in images.
 
     From the median absolute deviation (Donoho & Johnstone, 1994) of fourth differences along rows and columns, in which
-    smooth structure drops out. Fine texture is taken for noise: faint noise is overestimated by up to about 1.5/255 of
-    the image's range. Where more than a tenth of an image is exactly 0, as outside a mask, these pixels do not count.
+    smooth structure drops out. Fine texture is taken for noise: faint noise is overestimated by up to about 2/255 of
+    the image's range. Where more than a tenth of an image is exactly 0,
+    as outside a mask, or one other value all around, as the padding of CT, these pixels do not count.
 
     :param x: images (B, C, H, W), or (B, C, D, H, W), of at least 9 pixels along the last two axes.
     :return: the standard deviation of each image in its units, (B,); NaN for one with too few pixels that count.
@@ -27,14 +29,30 @@ def estimate_noise(x: Tensor) -> Tensor:
 
 
 def _of_image(y: Tensor) -> Tensor:
-    count = torch.count_nonzero(y)
-    if count == 0 or count > 0.9 * y.numel():
+    measured = _measured(y)
+    if measured is None:
         return high_differences(y, (-2, -1), 4)
-    for order in (4, 3, 2, 1):  # the highest of which there are enough
-        found = torch.cat([differences(y, (axis,), order, y != 0) for axis in (-2, -1)])
+    for axes, order in (((-2, -1), 4), *(((-2,), order) for order in (4, 3, 2, 1))):  # the first with enough
+        turns = [axes] if len(axes) == 2 else [(-2,), (-1,)]
+        found = torch.cat([differences(y, turn, order, measured) for turn in turns])
         if len(found) >= (3000 if order > 1 else 50):  # neighbouring ones are correlated
             return deviation(found)
     return y.new_full((), torch.nan)
+
+
+def _measured(y: Tensor) -> Tensor | None:
+    """Where an image holds values, or None for everywhere."""
+    if not y.any():
+        return None
+    if (y == 0).sum() > 0.1 * y.numel():
+        return y != 0
+    planes = y.reshape(-1, 1, *y.shape[-2:]).float()
+    flat = (F.max_pool2d(planes, 5, 1) == -F.max_pool2d(-planes, 5, 1)).flatten()
+    if flat.sum() <= 0.05 * y.numel() or flat.all():
+        return None
+    value = planes[..., 2:-2, 2:-2].flatten()[flat].mode().values
+    empty = y == value
+    return ~empty if empty.sum() > 0.1 * y.numel() else None
 
 
 def coloured(white: Tensor, spread: float, generator: torch.Generator | None = None) -> Tensor:

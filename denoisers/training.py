@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
@@ -58,7 +59,9 @@ def train(
     Patches of noisy sources get more noise n, and are to become patches with the opposite noise, in squared error: with
     y of noise level s, from :math:`y + a n` the network is asked for :math:`y - (s^2/a) n`. The two have independent
     noise, so that it learns what it would from clean images (Pang et al., *Recorrupted-to-recorrupted*, CVPR 2021), at
-    the level :math:`\sqrt{s^2 + a^2}`; levels below s follow by the network's homogeneity.
+    the level :math:`\sqrt{s^2 + a^2}`. Of lower levels such images tell nothing: at
+    half of s and below, a network that was trained before is asked for what it gave then (of the patches as it denoised
+    them, and new noise), so that it does not unlearn them; a new one is left to its homogeneity, and should better see some clean images, too.
 
     A run that was interrupted goes on from ``out/checkpoint.pt`` when it is called again with the same arguments, and
     ends with the same weights as an uninterrupted one. Under ``torchrun --nproc-per-node N`` the batch is shared out
@@ -84,13 +87,13 @@ def train(
         none, about 1 for a denoiser with which plug-and-play converges (see :func:`denoisers.convergent.expansion`).
     :param validate_every: steps between rows of PSNR in ``log.csv``.
     :param save_minutes: minutes between checkpoints.
-    :param seed: seed of patches, noise and new weights.
+    :param seed: seed of patches, noise and new weights, and of PyTorch's global random numbers.
     :param workers: processes that draw patches ahead; 0 to draw them in between. A GPU needs about four.
     :param card: what the model card tells besides steps, CPU-hours, data and scores (recipe, licence notes).
     :param progress: show a progress bar.
     :return: the network with the averaged weights.
-    :raises ValueError: where the batch cannot be shared out evenly, a count is below 1, or ``out`` holds a run with
-        other arguments.
+    :raises ValueError: where the batch cannot be shared out evenly, a number is out of its range, or ``out`` holds a
+        run with other arguments, other weights to start from, or of another number of processes.
     :raises TypeError: for a network without ``settings``, with which :func:`denoisers.load` could not build it again.
     :raises FloatingPointError: when the loss is no longer finite.
     """
@@ -98,8 +101,17 @@ def train(
     for name, value in zip(least, (steps, batch, patch, validate_every, warmup, restarts)):
         if value < least[name]:
             raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
-    if not sigma_max > 0.01:
+    if not 0.01 < sigma_max < math.inf:
         raise ValueError(f"sigma_max: expected more than 0.01, in units of the images' range, got {sigma_max}")
+    shares = {"squared_share": squared_share, "coloured_share": coloured_share, "average": average}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected 0 to 1, got {value}")
+    for name, value in (("nonexpansive", nonexpansive), ("seed", seed)):
+        if not value >= 0:
+            raise ValueError(f"{name}: expected at least 0, got {value}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}")
     if network is not None and not hasattr(network, "settings"):
         raise TypeError(
             "network: expected one of this package, or one whose keyword arguments are in network.settings, got "
@@ -118,12 +130,16 @@ def train(
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=files.moving_average(average))
     optimiser = Muon(network.parameters(), lr=learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(warmup, steps, restarts))
-    patches = Patches(sources, patch, batch // count, (seed, rank), sigma_max)
+    noisy_too = any(source.noisy for source in sources.values())
+    teacher = copy.deepcopy(network).eval() if noisy_too and hasattr(network, "card") else None
+    patches = Patches(sources, patch, batch // count, (seed, rank), sigma_max, below=teacher is not None)
     balance = Balance(len(sources), device)
     noise = torch.Generator(device).manual_seed(seed + rank)
     run = {"step": 0, "cpu_seconds": 0.0, "gpu_seconds": 0.0}
+    card_before = getattr(network, "card", {})
     arguments = {
-        "network": f"{type(network).__name__} {network.settings}", "from": getattr(network, "card", {}).get("name"),
+        "network": f"{type(network).__name__} {network.settings}", "processes": count,
+        "from": f"{card_before['name']} {card_before['sha256'][:12]}" if card_before else None,
         "sources": ", ".join(f"{name} {source.described}" for name, source in sources.items()), "steps": steps,
         "batch": batch, "patch": patch, "sigma_max": sigma_max, "learning_rate": learning_rate, "warmup": warmup,
         "restarts": restarts, "squared_share": squared_share, "average": average, "coloured_share": coloured_share,
@@ -135,7 +151,7 @@ def train(
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=False)
         before = saved.get("arguments", arguments)
-        other = [f"{name} {before[name]}, now {arguments[name]}" for name in before if before[name] != arguments[name]]
+        other = [f"{name} {before[name]}, now {now}" for name, now in arguments.items() if before.get(name, now) != now]
         if other:
             raise ValueError(f"out: {out} holds a run with other arguments ({'; '.join(other)}); give another folder")
         for name, part in parts.items():
@@ -143,6 +159,8 @@ def train(
         run = saved["run"]
         balance.mean, state = saved["processes"][rank]
         noise.set_state(state.cpu())
+        if rank == 0:
+            _forget(out / "log.csv", run["step"])
 
     def save_checkpoint():
         states = {name: part.state_dict() for name, part in parts.items()}
@@ -170,16 +188,23 @@ def train(
     bar = tqdm(batches, initial=run["step"], total=steps, disable=hidden, mininterval=5)
     for step, drawn in enumerate(bar, run["step"]):
         y, own, kinds, sigma = (tensor.to(device, non_blocking=True) for tensor in drawn)
-        added = (sigma.square() - own.square()).sqrt().view(-1, 1, 1, 1)
+        rehearsed = sigma < own
+        added = torch.where(rehearsed, sigma, (sigma.square() - own.square()).clamp_min(0).sqrt()).view(-1, 1, 1, 1)
         n = torch.randn(y.shape, generator=noise, device=device)
         if coloured_share:
             picked = torch.rand(len(y), 1, 1, 1, generator=noise, device=device) < coloured_share
             n = torch.where(picked & (own == 0).view(-1, 1, 1, 1), coloured(n, 0.5, noise), n)
         noisy, wanted = y + added * n, y - own.view(-1, 1, 1, 1).square() / added * n
+        if teacher is not None and rehearsed.any():
+            with torch.no_grad():
+                clean = teacher(y[rehearsed], own[rehearsed])
+                noisy[rehearsed] = clean + (added * n)[rehearsed]
+                wanted[rehearsed] = teacher(noisy[rehearsed], sigma[rehearsed])
         squared = (own > 0) | (step >= (1 - squared_share) * steps)
         error = network(noisy, sigma) - wanted
         error = torch.where(squared, error.square().mean((1, 2, 3)), error.abs().mean((1, 2, 3)))
-        loss = (balance.weights(error.detach(), kinds, sigma, squared) * error).mean()
+        expected = torch.where(rehearsed, sigma.square(), error.detach())  # of what is right at first, the error is 0
+        loss = (balance.weights(expected, kinds, sigma, squared) * error).mean()
         if nonexpansive:  # at a few points between the patches and their noisy versions, since it is costly
             share = torch.rand(len(y), 1, 1, 1, generator=noise, device=device)
             between = (y + share * added * n)[: max(len(y) // 8, 1)]
@@ -260,6 +285,13 @@ def _warmup_cosine(warmup: int, steps: int, restarts: int):
         return min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step % cycle) / cycle)))
 
     return factor
+
+
+def _forget(log: Path, step: int) -> None:
+    """Drop what was written after the checkpoint."""
+    if log.exists():
+        title, *rows = log.read_text().splitlines(True)
+        files.replace(log, "".join([title, *(row for row in rows if int(row.split(",")[0]) <= step)]).encode())
 
 
 def _log(path: Path, run: dict, table: dict, write: bool) -> None:

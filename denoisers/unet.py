@@ -56,11 +56,15 @@ class ResidualUNet(Denoiser):
 
         :param x: noisy images (B, 1, H, W), H and W of any size.
         :param sigma: noise standard deviation in the units of ``x``: a float, or a tensor of one or B values.
-        :return: denoised images, of the shape and dtype of ``x``.
+        :return: denoised images, of the shape and dtype of ``x``; float32 for integers.
+        :raises ValueError: for another shape, or noise levels that are negative, not finite or of another number.
         """
         if x.ndim != 4 or x.shape[1] != 1 or x.is_complex():
             raise ValueError(f"x: expected real one-channel images (B, 1, H, W), got {tuple(x.shape)} of {x.dtype}")
-        noise_level = self._handle_sigma(sigma, batch_size=x.shape[0], ndim=4, device=x.device, dtype=torch.float32)
+        x = x if x.is_floating_point() else x.float()
+        noise_level = self._handle_sigma(
+            _checked(sigma, len(x)), batch_size=x.shape[0], ndim=4, device=x.device, dtype=torch.float32
+        )
         weights = self.head.weight.dtype
         return x - self.noise(x.to(weights), noise_level.to(weights)).to(x.dtype)
 
@@ -93,6 +97,16 @@ class ResidualUNet(Denoiser):
         for up, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips)):
             features = up(grow(features) + skip, sigma)
         return features
+
+
+def _checked(sigma: float | Tensor, count: int) -> Tensor:
+    level = torch.as_tensor(sigma)
+    if level.numel() not in (1, count):
+        raise ValueError(f"sigma: expected one noise level or {count}, one for each image, got {level.numel()}")
+    # on a GPU, a look at the values would wait for them
+    if level.device.type == "cpu" and not ((level >= 0) & (level < torch.inf)).all():
+        raise ValueError(f"sigma: expected finite noise levels of at least 0, got {level.tolist()}")
+    return level
 
 
 class Blocks(nn.ModuleList):

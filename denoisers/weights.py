@@ -51,10 +51,13 @@ def read(path: str | Path, architectures: dict[str, type[nn.Module]]) -> nn.Modu
         raise ValueError(
             f"weights: {path} is damaged or its card is another's: sha256 {found}, card {card.get('sha256')}"
         )
-    if card["architecture"] not in architectures:
-        raise ValueError(f"weights: {path} is for {card['architecture']}; known are {', '.join(architectures)}")
-    network = architectures[card["architecture"]](**card["settings"])
-    network.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
+    if card.get("architecture") not in architectures:
+        raise ValueError(f"weights: {path} is for {card.get('architecture')}; known are {', '.join(architectures)}")
+    try:
+        network = architectures[card["architecture"]](**card["settings"])
+        network.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"weights: the card of {path} has no settings that fit the weights: {error}") from error
     network.card = card
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -66,7 +69,10 @@ def read_card(path: str | Path) -> dict:
     for file in (path, card):
         if not file.exists():
             raise FileNotFoundError(f"weights: {file} does not exist")
-    return {"name": path.stem} | json.loads(card.read_text())
+    try:
+        return {"name": path.stem} | json.loads(card.read_text())
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"weights: {card} is no model card: {error}") from error
 
 
 def replace(path: str | Path, content: bytes) -> Path:

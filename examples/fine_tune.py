@@ -7,7 +7,8 @@ Images are those of a folder, npz, NIfTI or DICOM file (--hu for CT in Hounsfiel
 fewer four in five; the rest (up to twenty, evenly spread) show what it brought: PSNR before and after, at several noise
 levels in 1/255 of the images' range. With --noisy, the training images get noise of 10/255 first and training sees
 nothing else of them; for images that are noisy already, use ``python -m denoisers.train mine=my_images/:noisy --from
-medical --steps 2500 --learning-rate 1e-3``. The result is ``runs/mine/weights.safetensors``, for ``denoisers.load``.
+medical --steps 2500 --learning-rate 1e-3 --out runs/mine``. The result is ``runs/mine/weights.safetensors``, for
+``denoisers.load``.
 """
 
 import argparse
@@ -33,14 +34,16 @@ def main():
     torch.set_num_threads(1)
     images = read_images(options.images)
     if len(images) == 1 and images[0].ndim == 3:
-        images = list(images[0][len(images[0]) // 4 : -(len(images[0]) // 4)])
+        quarter = len(images[0]) // 4
+        images = list(images[0][quarter : len(images[0]) - quarter])
     if len(images) < 2:
         raise SystemExit(f"images: expected at least two, found {len(images)}")
     count = min(20, len(images) * 4 // 5)
     mine, others = images[:count], images[count:]
     if options.noisy:
         noise = np.random.default_rng(0)
-        mine = [i + 10 / 255 * np.percentile(i, 99.9) * noise.standard_normal(i.shape) for i in mine]
+        ranges = [2000 if options.hu else np.percentile(image, 99.9) for image in mine]
+        mine = [image + 10 / 255 * r * noise.standard_normal(image.shape) for image, r in zip(mine, ranges)]
     unseen = {"unseen": Source(others, validation=1.0, hounsfield=options.hu)}
     network = denoisers.load(options.start)
     before = validate(network, unseen, count=20)["unseen"]

@@ -13,6 +13,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+from denoisers.data import rescaled
 from pnp.raw import cartesian_mri
 
 
@@ -181,7 +182,7 @@ def _dicom(path: Path) -> Scan:
         raise ValueError(f"path: no .dcm files in {path}")
     try:
         slices = [pydicom.dcmread(file) for file in files]
-        pixels = [s.pixel_array.astype(np.float32) for s in slices]
+        pixels = [rescaled(s) for s in slices]
     except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, EOFError) as error:
         raise ValueError(f"path: {path} holds a file that is not a complete DICOM image: {error}") from None
     if len({array.shape for array in pixels}) > 1 or pixels[0].ndim != 2:
@@ -193,12 +194,7 @@ def _dicom(path: Path) -> Scan:
     normal = np.cross(row, column)
     positions = [np.array(s.get("ImagePositionPatient", [0, 0, i]), float) for i, s in enumerate(slices)]
     order = np.argsort([position @ normal for position in positions])
-    volume = np.stack(
-        [
-            pixels[i] * float(slices[i].get("RescaleSlope", 1)) + float(slices[i].get("RescaleIntercept", 0))
-            for i in order
-        ]
-    )
+    volume = np.stack([pixels[i] for i in order])
     height, width = (float(s) for s in first.get("PixelSpacing", [1, 1]))
     depth = (positions[order[-1]] - positions[order[0]]) @ normal / (len(order) - 1) if len(order) > 1 else 0
     depth = depth or float(first.get("SliceThickness", 0) or 1)

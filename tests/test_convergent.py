@@ -124,3 +124,12 @@ def test_muon_solves_a_regression_and_resumes():
     loss, start = run(200)
     assert loss < 0.1 * start
     assert run(20, interrupted_at=11) == run(20)
+
+
+def test_constants_of_what_is_not_finite_are_refused():
+    x = torch.rand(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="denoiser: expected a finite image"):
+        denoisers.lipschitz(lambda x, sigma: x * float("nan"), x, 0.1)
+    with pytest.raises(ValueError, match="iterations: expected at least 1"):
+        denoisers.lipschitz(lambda x, sigma: 0.5 * x, x, 0.1, iterations=0)
+    assert denoisers.lipschitz(lambda x, sigma: x, x, 0.1).item() == 0  # the residual of the identity

@@ -129,6 +129,80 @@ def test_noise_level_of_an_image_is_found(brain, sigma):
         denoisers.estimate_noise(noise[0])
 
 
+def test_noise_beside_padding_and_masks():
+    """Pixels that nothing was measured at do not count: a disk of CT in padding, a brain in a mask."""
+    u = torch.linspace(-1, 1, 192)
+    inside = u[:, None] ** 2 + u**2 < 0.8
+    smooth = 100 * torch.cos(3 * u[:, None]) * torch.sin(2 * u) + 50
+    noise = 40 * torch.randn(192, 192, generator=torch.Generator().manual_seed(0))
+    for padding in (-3024.0, 0.0, 7.0):
+        found = denoisers.estimate_noise(torch.where(inside, smooth + noise, padding)[None, None])
+        assert found.item() == pytest.approx(40, rel=0.04)
+    pieces = 1.0 * inside[None, None] + (u > 0)
+    assert denoisers.estimate_noise(pieces + 3).item() == 0  # flat, and free of noise
+
+
+@pytest.mark.parametrize("sigma", [-0.1, float("nan"), float("inf"), torch.tensor([0.1, -0.1])])
+@pytest.mark.parametrize("name", ["medical", "gradient-step", "continuous", "tv", "nlm"])
+def test_levels_that_are_none(name, sigma):
+    with pytest.raises(ValueError, match="sigma: expected finite noise levels"):
+        denoisers.load(name)(torch.rand(2, 1, 16, 16), sigma)
+
+
+@pytest.mark.parametrize("name", [card["name"] for card in denoisers.available()])
+def test_double_precision_and_integers(name):
+    x = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    network = denoisers.load(name)
+    integers = (255 * x).byte()
+    torch.testing.assert_close(network(integers, 20.0), network(integers.float(), 20.0))
+    single = network(x, 0.1)
+    double = denoisers.load(name).double()(x.double(), 0.1)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, atol=5e-3, rtol=0)  # the trunk runs in bfloat16
+
+
+def test_adapters_of_integers_and_of_other_precision(medical):
+    x = (255 * torch.rand(2, 1, 40, 37, generator=torch.Generator().manual_seed(0))).byte()
+    expected = denoisers.adapt(medical, scale=300.0, offset=-7.0)(x, 10.0)
+    found = denoisers.adapt(medical, scale=torch.full((2,), 300.0), offset=torch.full((2,), -7.0))(x, 10.0)
+    torch.testing.assert_close(found, expected)
+    wrapped = denoisers.adapt(denoisers.load("medical")).double()
+    assert wrapped(torch.rand(1, 2, 32, 32).double(), 0.1).dtype == torch.float64
+    with pytest.raises(ValueError, match="sigma: expected one or 2 values for 2 images, got 3"):
+        denoisers.adapt(medical)(x, torch.ones(3))
+    with pytest.raises(ValueError, match="scale: expected one or 2 values"):
+        denoisers.adapt(medical, scale=torch.ones(3))(x, 1.0)
+    with pytest.raises(ValueError, match="offset: expected finite"):
+        denoisers.adapt(medical, offset=float("nan"))
+
+
+def test_a_failed_probe_is_not_remembered():
+    """An image that is too small for a network of three channels tells nothing about the next one."""
+
+    def colours(x, sigma):
+        if x.shape[1] != 3 or min(x.shape[-2:]) < 8:
+            raise RuntimeError("too small")
+        return x
+
+    adapted = denoisers.adapt(colours)
+    with pytest.raises(RuntimeError, match="too small"):
+        adapted(torch.rand(1, 3, 4, 4), 0.1)
+    assert adapted(torch.rand(1, 3, 16, 16), 0.1).shape == (1, 3, 16, 16)
+
+
+def test_weights_that_could_not_be_loaded_are_not_saved(tmp_path, medical):
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in .safetensors"):
+        denoisers.save(medical, tmp_path / "a.pt")
+    with pytest.raises(TypeError, match="network: expected one with its keyword arguments in settings"):
+        denoisers.save(torch.nn.Conv2d(1, 1, 3), tmp_path / "a.safetensors")
+    path = denoisers.save(medical, tmp_path / "a.safetensors")
+    card = path.with_suffix(".json").read_text()
+    for wrong in (card.replace("ResidualUNet", "Other"), card.replace("32", "16"), card[:20]):
+        path.with_suffix(".json").write_text(wrong)
+        with pytest.raises(ValueError, match="weights: "):
+            denoisers.load(path)
+
+
 def test_adapter_takes_volumes_slice_by_slice(medical):
     volume = torch.rand(2, 1, 5, 20, 24)
     sigma = torch.tensor([0.05, 0.2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 import denoisers
 from denoisers.convergent import expansion
-from denoisers.data import Patches, Source, parse_source, read_images
+from denoisers.data import Patches, Source, parse_source, read_images, rescaled
 from denoisers.noise import coloured
 from denoisers.training import _warmup_cosine
 
@@ -259,7 +260,7 @@ def test_reading_arrays(tmp_path, shape, count):
 
 def test_what_is_no_image_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((2, 3, 4, 5, 6)))
-    with pytest.raises(ValueError, match="path: expected images"):
+    with pytest.raises(ValueError, match="path: expected real images"):
         read_images(tmp_path / "a.npy")
     broken = np.ones((20, 24))
     broken[3, 4] = np.nan
@@ -323,3 +324,86 @@ def test_coloured_noise_has_its_power_where_it_says():
     ratio = (low / high).log()
     assert ratio.std() > 0.8
     assert ratio.mean().abs() < 0.3
+
+
+def test_levels_stay_below_the_highest():
+    patches = Patches({"a": Source([np.random.default_rng(0).random((40, 40))] * 3)}, size=32, batch=64, sigma_max=0.05)
+    assert max(patches[k][-1].max() for k in range(4)) <= 0.05
+
+
+def test_noisy_images_leave_low_levels_as_they_were(tmp_path, medical):
+    """Tuned on noisy images only, the network does not unlearn what to do with less noise."""
+    rng = np.random.default_rng(0)
+    clean = [np.kron(rng.random((8, 8)), np.ones((8, 8))).astype(np.float32) for _ in range(6)]
+    noisy = [image + 0.05 * rng.standard_normal(image.shape) for image in clean]
+    options = {"steps": 60, "batch": 8, "patch": 48, "learning_rate": 1e-3, "warmup": 5, "average": 0.9}
+    source = {"noisy": Source(noisy, noisy=True)}
+    tuned = denoisers.train(source, tmp_path, network=copy.deepcopy(medical), progress=False, **options)
+    x = torch.from_numpy(np.stack(clean))[:, None]
+    y = x + 2 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert psnr(tuned(y, 2 / 255), x) > psnr(medical(y, 2 / 255), x) - 0.5
+    y = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert psnr(tuned(y, 0.1), x) > psnr(medical(y, 0.1), x)
+
+
+def test_lone_volumes_are_validated_where_they_show_something():
+    volume = np.zeros((40, 32, 32), np.float32)
+    volume[8:32] = np.random.default_rng(0).random((24, 32, 32))
+    source = Source([volume])
+    assert len(source.held_out) == 2
+    assert all(image.std() > 0.1 for image in source.held_out)
+    assert len(source.images[0]) == 28  # of 32 with something before them, less a tenth of the 24
+
+
+def test_folders_hold_more_than_images(tmp_path):
+    image = np.full((12, 12), 100, np.uint8)
+    for name in ("scan.png", "scan_seg.png", ".hidden.png", "labelsTr/scan.png", "sub/other.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    Image.fromarray(image).save(tmp_path / "masked.png")
+    assert len(read_images(tmp_path)) == 2
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+        read_images(tmp_path)
+    arrays = {"images": np.ones((3, 12, 12)), "affine": np.eye(4), "gt": np.ones((3, 12, 12)), "names": np.array([{}])}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert len(read_images(tmp_path / "a.npz")) == 3
+    np.savez(tmp_path / "b.npz", images=np.ones((3, 12, 12), complex))
+    with pytest.raises(ValueError, match="got complex ones in images"):
+        read_images(tmp_path / "b.npz")
+
+
+def test_units_of_frames(tmp_path):
+    """Slope and intercept of several frames are those of all or of each."""
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    expected = rescaled(dataset)
+    values = pydicom.Dataset()
+    values.RescaleSlope, values.RescaleIntercept = dataset.RescaleSlope, dataset.RescaleIntercept
+    group = pydicom.Dataset()
+    group.PixelValueTransformationSequence = [values]
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.SharedFunctionalGroupsSequence = [group]
+    np.testing.assert_array_equal(rescaled(dataset), expected)
+    del dataset.SharedFunctionalGroupsSequence
+    dataset.PerFrameFunctionalGroupsSequence = [group]
+    np.testing.assert_array_equal(rescaled(dataset)[0], expected)
+
+
+def test_hounsfield_units_without_saying_so(tmp_path):
+    np.save(tmp_path / "ct.npy", np.linspace(-1024, 2000, 24 * 32).reshape(24, 32))
+    with pytest.warns(UserWarning, match="append ':hu'"):
+        parse_source(f"ct={tmp_path / 'ct.npy'}")
+
+
+def test_a_run_goes_on_from_its_own_weights_only(tmp_path):
+    options = {"steps": 4, "batch": 2, "patch": 32, "progress": False}
+    source = {"a": Source([np.random.default_rng(0).random((40, 40))])}
+    denoisers.train(source, tmp_path / "one", network=denoisers.ResidualUNet((8, 8)), **options)
+    denoisers.train(source, tmp_path / "two", network=denoisers.ResidualUNet((8, 8)), seed=1, **options)
+    first, second = (denoisers.load(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    denoisers.train(source, tmp_path / "on", network=first, **options)
+    with pytest.raises(ValueError, match=r"out: .* holds a run with other arguments \(from weights"):
+        denoisers.train(source, tmp_path / "on", network=second, **options)
+    for name, wrong in {"average": 1.5, "squared_share": 2, "nonexpansive": -1, "seed": -1, "learning_rate": 0}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            denoisers.train(source, tmp_path / "no", **options, **{name: wrong})
