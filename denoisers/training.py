@@ -59,9 +59,9 @@ def train(
     Patches of noisy sources get more noise n, and are to become patches with the opposite noise, in squared error: with
     y of noise level s, from :math:`y + a n` the network is asked for :math:`y - (s^2/a) n`. The two have independent
     noise, so that it learns what it would from clean images (Pang et al., *Recorrupted-to-recorrupted*, CVPR 2021), at
-    the level :math:`\sqrt{s^2 + a^2}`. Of lower levels such images tell nothing: at
-    half of s and below, a network that was trained before is asked for what it gave then (of the patches as it denoised
-    them, and new noise), so that it does not unlearn them; a new one is left to its homogeneity, and should better see some clean images, too.
+    the level :math:`\sqrt{s^2 + a^2}`. Of lower levels such images tell nothing: at half of s and below, a network that
+    was trained before is asked for what it gave then (of the patches as it denoised them, and new noise), so that it
+    does not unlearn them; a new one is left to its homogeneity, and should better see some clean images, too.
 
     A run that was interrupted goes on from ``out/checkpoint.pt`` when it is called again with the same arguments, and
     ends with the same weights as an uninterrupted one. Under ``torchrun --nproc-per-node N`` the batch is shared out

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from operators.ct import Tomograph, check_angles
 from operators.fbp import ramp_filter, view_weights
-from operators.operator import check_real, sizes, whole
+from operators.operator import check_real, own, sizes, whole
 from operators.radon import Radon
 from operators.sparse import SparseMatrix
 
@@ -178,7 +178,7 @@ class FanBeamCT(Tomograph):
         ray = torch.arange(len(angles) * self.detectors).repeat_interleave(rays)
         weight = (shares / 2).repeat(len(angles) * self.detectors)
         self._resample = _interpolation(theta, s, ray, weight, self._radon, len(angles) * self.detectors)
-        self.angles = angles
+        self.angles = own(angles)
         self._forget()
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:

@@ -44,8 +44,10 @@ def cartesian(
     outside = np.setdiff1d(np.arange(width), centre)
     rng = np.random.default_rng(seed)
     left = lines - calibration
-    if pattern == "equispaced":
-        chosen = outside[((np.arange(left) + rng.random()) * len(outside) / max(left, 1)).astype(int)]
+    if not left:
+        chosen = []
+    elif pattern == "equispaced":
+        chosen = outside[((np.arange(left) + rng.random()) * len(outside) / left).astype(int)]
     else:
         distance = np.abs(outside - width // 2) / (width / 2)
         density = (1 - distance).clip(0) ** 2 + 0.05 if pattern == "variable" else np.ones(len(outside))

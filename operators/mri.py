@@ -132,7 +132,8 @@ class MRI(Operator):
         maps = before[None, None] if self.maps is None else self.maps.to(device) * before
         # an axis along which the mask does not vary drops out of the normal product
         density = self.mask.to(device, dtype) ** 2
-        axes = tuple(axis for axis in self._axes if (density != density.narrow(axis, 0, 1)).any())
+        learned = self.mask.requires_grad  # whose every sample has a slope of its own
+        axes = tuple(axis for axis in self._axes if learned or (density != density.narrow(axis, 0, 1)).any())
         for axis in set(self._axes) - set(axes):
             density = density.narrow(axis, 0, 1)
         density = density / math.prod(self.mask.shape[axis] for axis in axes)  # the transforms leave that out

@@ -29,7 +29,7 @@ class NUFFT:
     def __init__(self, points: Tensor, shape: tuple[int, ...], eps: float = 1e-5):
         if not 0 < eps < 1:
             raise ValueError(f"eps: expected a relative error between 0 and 1, got {eps}")
-        self.points = points.detach().double().cpu()
+        self.points = points.detach().to("cpu", torch.float64, copy=True)
         self.shape, self.eps = tuple(shape), eps
         self._plans = {}
 

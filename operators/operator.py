@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from deepinv.physics import LinearPhysics
 from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
+from deepinv.utils import TensorList
 from torch import Tensor
 
 
@@ -109,6 +110,9 @@ class Scaled(Operator):
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         return self.factor**2 * self.op.A_adjoint_A(x, **kwargs)
 
+    def noise(self, x, **kwargs):
+        return self.op.noise(x, **kwargs) if isinstance(x, TensorList) else super().noise(x, **kwargs)
+
     def update_parameters(self, **kwargs) -> None:
         self.op.update_parameters(**kwargs)
 
@@ -142,6 +146,9 @@ class Composed(Operator, ComposedLinearPhysics):
         for part in reversed(first):
             x = part.A_adjoint(x, **kwargs)
         return x
+
+    def noise(self, x, **kwargs):
+        return self.physics_list[-1].noise(x, **kwargs) if isinstance(x, TensorList) else super().noise(x, **kwargs)
 
     def sampled(self, y: Tensor) -> Tensor:
         last = self.physics_list[-1]

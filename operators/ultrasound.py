@@ -74,8 +74,8 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
         device="cpu",
     ):
         img_size = sizes("img_size", img_size, "ZX")
-        angles = check_angles(angles).float()
-        element_positions = _finite("element_positions", element_positions, (None, 2)).float()
+        angles = own(check_angles(angles).float())
+        element_positions = own(_finite("element_positions", element_positions, (None, 2)).float())
         t0 = _finite("t0", t0, None).float()
         if t0.ndim and t0.shape != angles.shape:
             raise ValueError(f"t0: expected a number or one for each of {len(angles)} angles, got {tuple(t0.shape)}")
@@ -149,7 +149,7 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
         """Replace the angles of the plane waves, by as many where there is a ``t0`` for each."""
         super().update_parameters(**kwargs)
         if angles is not None:
-            angles = check_angles(angles).float()
+            angles = own(check_angles(angles).float())
             if len(angles) != len(self.t0) and (self.t0 != self.t0[0]).any():
                 raise ValueError(f"angles: expected {len(self.t0)}, one for each t0, got {len(angles)}")
             self._forget()

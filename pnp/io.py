@@ -156,8 +156,13 @@ def _raw(path: Path, array: np.ndarray) -> Scan:
 
 def _image(path: Path, volume: np.ndarray, affine: np.ndarray, axis: int | None = None, metadata: dict | None = None):
     spacing = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
-    if axis is None:  # across the coarsest axis; of isotropic volumes, axial slices
-        axis = int(np.argmax(spacing)) if max(spacing) > 1.2 * min(spacing) else int(np.argmax(np.abs(affine[2, :3])))
+    if axis is None:  # across the shortest axis of a slab, or the coarsest one; of isotropic volumes, axial slices
+        thin = int(np.argmin(volume.shape))
+        if 4 * volume.shape[thin] <= sorted(volume.shape)[1]:  # a slab's slices, whatever their distance
+            axis = thin
+        else:
+            uneven = max(spacing) > 1.2 * min(spacing)
+            axis = int(np.argmax(spacing)) if uneven else int(np.argmax(np.abs(affine[2, :3])))
     slices = np.ascontiguousarray(np.moveaxis(volume, axis, 0), np.float32)
     return Scan(path, None, None, torch.from_numpy(slices)[:, None], affine, spacing, axis, metadata or {})
 

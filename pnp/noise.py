@@ -20,7 +20,8 @@ def told(op, y, noise=None) -> float | Tensor | TensorList | None:
     """Standard deviation of the noise in y, as the user or the operator tells it.
 
     :param noise: what the user gave: a number, a tensor broadcastable to y, of stacked operators a list of such for
-        their parts, or None for the operator's noise model, where it is Gaussian or :class:`operators.LowDose`.
+        their parts, or None for the operator's noise model, where it is Gaussian of a positive level or
+        :class:`operators.LowDose`.
     :return: a number, a tensor broadcastable to y, a list of tensors for the parts, or None where nobody tells.
     :raises ValueError: where ``noise`` is negative, not finite or of a shape that does not fit y.
     """
@@ -78,6 +79,8 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     :return: an estimate for each item of the batch, (B,), NaN where too little was measured, or None for measurements
         of another kind.
     """
+    while isinstance(op, (Scaled, ComposedLinearPhysics)):  # what measures, whatever stands before
+        op = op.op if isinstance(op, Scaled) else op.physics_list[-1]
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         dimensions = image.ndim - 2
         axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
@@ -150,4 +153,4 @@ def _checked(noise, y: Tensor) -> float | Tensor:
         )
     if (value == 0).any():
         raise ValueError("noise: expected positive standard deviations for each measurement, got some of 0")
-    return value.to(y.device)
+    return value.reshape(*[1] * (y.ndim - value.ndim), *value.shape).to(y.device)

@@ -226,19 +226,25 @@ class Problem:
         What the measurements themselves tell is too high where they hold more than noise, what no image explains is too
         high where the operator is not exact: of coils, which measure everything several times, the lower is taken.
         """
-        direct = noise_levels.estimate(op, y, self.first)
+        found = noise_levels.estimate(op, y, self.first)
+        direct = torch.full_like(self.norm, torch.nan).flatten() if found is None else found
         redundant = isinstance(op, deepinv.physics.MultiCoilMRI) or getattr(op, "maps", None) is not None
-        if direct is not None and not redundant and not direct.isnan().any():
+        if not redundant and not direct.isnan().any():
             return direct
         residual = self._noise_from_residual()
-        if redundant:
-            return residual if direct is None else torch.minimum(direct, residual)
-        return residual if direct is None else torch.where(direct.isnan(), residual, direct)
+        noise = torch.fmin(direct, residual) if redundant else torch.where(direct.isnan(), residual, direct)
+        if noise.isnan().any():
+            warnings.warn(
+                "noise: cannot be estimated from these measurements, and 1 % of the image's range is assumed; give it "
+                "with noise=...",
+                stacklevel=5,
+            )
+        return torch.where(noise.isnan(), (0.01 * self.norm.sqrt() * self.scale).flatten(), noise)
 
     def _noise_from_residual(self, rho: float = 3e-3) -> Tensor:
         """What no image explains, |A u_rho - y|^2 at a small rho, and the degrees of freedom that it has.
 
-        Where it has hardly any, a fiftieth of the measurements, nothing tells, and 1 % of the range is taken.
+        NaN where it has hardly any, a fiftieth of the measurements.
         """
         slope = self.adjoint_y - self.normal(self.first) - rho * self.first
         u = self.first + conjugate_gradients(self.normal, slope, torch.full_like(self.norm, rho), 15)
@@ -246,15 +252,7 @@ class Problem:
         left = (self.ritz_weights * (rho / (self.ritz_values.clamp_min(0) + rho)) ** 2).sum(1)
         count = self.measured.count.flatten()
         freedom = count - self.first[0].numel() * (1 - left)
-        tells = freedom > 0.02 * count
-        if not tells.all():
-            warnings.warn(
-                "noise: cannot be estimated from these measurements, and 1 % of the image's range is assumed; give it "
-                "with noise=...",
-                stacklevel=6,
-            )
-        assumed = (0.01 * self.norm.sqrt() * self.scale).flatten()
-        return torch.where(tells, (squared / freedom.clamp_min(1)).sqrt(), assumed)
+        return torch.where(freedom > 0.02 * count, (squared / freedom.clamp_min(1)).sqrt(), torch.nan)
 
     def _adapted(self, denoiser: Callable) -> Callable:
         """The denoiser, on images in units of their range.

@@ -123,13 +123,14 @@ class PGD(HQS):
 class FISTA(PGD):
     """Proximal gradient descent with Nesterov's momentum (Beck & Teboulle, SIAM J Imaging Sci 2009).
 
-    The momentum is (k + 2)/(k + 3), with which the iterates converge, too (Chambolle & Dossal, JOTA 2015).
+    The momentum is k/(k + 4), with which the iterates converge, too, where the denoiser is a proximal map (Chambolle &
+    Dossal, JOTA 2015, with a = 3).
     """
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
         before, z, k = state if len(state) > 1 else (*state, *state, 0)
         x = problem.denoise(z - problem.gradient(z) / rho, sigma)
-        return x, x + (k + 2) / (k + 3) * (x - before), k + 1
+        return x, x + k / (k + 4) * (x - before), k + 1
 
 
 @dataclass(frozen=True)

@@ -165,3 +165,16 @@ def test_noise_of_composed_operators_only_where_sampled():
         y = y[0] if isinstance(y, deepinv.utils.TensorList) else y
         assert (y[..., mask == 0] == 0).all()
         assert (y[..., mask == 1] != 0).any()
+
+
+def test_noise_of_stacked_operators_scaled_and_composed(cartesian):
+    """It stays that of the parts."""
+    levels = (0.05, 0.1)
+    parts = [operators.MRI(cartesian.mask, noise_model=deepinv.physics.GaussianNoise(level)) for level in levels]
+    stacked = operators.stack(*parts)
+    zero = torch.zeros(8, *cartesian.image_shape)
+    for op in (stacked, 2 * stacked, operators.compose(parts[0], stacked)):
+        for measured, part, level in zip(op(zero), parts, levels):
+            assert measured[:, part.mask[0].expand(measured.shape[1:]) > 0].std().item() == pytest.approx(
+                level, rel=0.1
+            )

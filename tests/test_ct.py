@@ -276,3 +276,12 @@ def test_an_operator_keeps_its_own_angles():
     before = op.fbp(y)
     angles.zero_()
     assert torch.equal(op.fbp(y), before)
+
+
+def test_fans_keep_their_own_angles():
+    angles = torch.linspace(0, 2 * math.pi, 61)[:-1]
+    op = operators.FanBeamCT((32, 32), angles, 60.0, 40.0)
+    y = op.A(torch.rand(1, 1, 32, 32))
+    before = op.fbp(y)
+    angles += 1
+    torch.testing.assert_close(op.fbp(y), before)

@@ -191,3 +191,12 @@ def test_saving_errors(tmp_path):
 def test_complex_round_trip():
     y = torch.randn(1, 2, 3, 4, 5)
     assert to_complex(y).shape == (1, 3, 4, 5)
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (64, 48, 1), (64, 48, 3)])
+def test_slabs_are_cut_across_their_shortest_axis(shape, tmp_path):
+    """Whatever the distance of their slices is said to be."""
+    volume = np.random.default_rng(0).random(shape).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.5, 1.5, 1, 1])), tmp_path / "slab.nii.gz")
+    scan = io.load(tmp_path / "slab.nii.gz")
+    assert scan.image.shape == (1 if len(shape) < 3 else shape[2], 1, 64, 48)

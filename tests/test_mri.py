@@ -357,3 +357,19 @@ def test_espirit_phase_does_not_hang_on_one_coil(kspace):
     noise = 1e-3 * kspace.abs().mean() * torch.randn_like(kspace[:1])
     first, last = (coils.espirit(torch.cat(parts), 24) for parts in ((noise, kspace), (kspace, noise)))
     assert torch.allclose(first[1:], last[:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("mask", [torch.full((8, 6), 0.5), torch.tensor([0.2, 0.9, 1, 1, 0.4, 0.1]).repeat(8, 1)])
+def test_gradients_of_learned_masks(mask):
+    """The normal product's slope reaches every sample, also of a mask that is constant along an axis."""
+    mask = mask.double().requires_grad_()
+    op = operators.MRI(mask)
+    x, weights = torch.randn(2, 1, 2, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fast, plain = (
+        torch.autograd.grad((made * weights).sum(), mask)[0] for made in (op.A_adjoint_A(x), op.A_adjoint(op.A(x)))
+    )
+    torch.testing.assert_close(fast, plain)
+
+
+def test_calibration_lines_may_be_all():
+    assert masks.cartesian((64, 24), 1, calibration=24).all()

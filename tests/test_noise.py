@@ -109,3 +109,31 @@ def test_noise_told_for_each_item_is_no_other_problem(algorithm, brain, medical)
     if algorithm != "drs":  # weights in the user's units mean the same with noise for each measurement
         each = pnp.solve(op, y, medical, noise=torch.full(y.shape, 0.3), algorithm=algorithm).x
         assert relative(each, number) < 0.01
+
+
+def test_noise_of_each_coil_for_a_batch_of_as_many(multicoil, medical):
+    """Four items and four coils: a level for each coil is not one for each item."""
+    op, y, _ = multicoil
+    coils = y.shape[2]
+    levels = torch.tensor([0.01] * (coils - 1) + [0.3]).reshape(coils, 1, 1)
+    many = y.repeat(coils, 1, 1, 1, 1)
+    short, whole = (pnp.solve(op, many, medical, iterations=2, noise=noise).x for noise in (levels, levels[None, None]))
+    assert torch.equal(short, whole)
+    pnp.solve(op, y, medical, iterations=2, noise=levels)
+
+
+def test_noise_where_only_k_space_tells(brain, medical):
+    """Of one coil with a map, the residual does not tell the noise, the outermost samples do."""
+    shape = brain.shape[-2:]
+    image = torch.cat([brain, 0 * brain], 1)
+    op = operators.MRI(operators.masks.cartesian(shape, 3, seed=0), torch.ones(1, *shape, dtype=torch.complex64))
+    op.set_noise_model(deepinv.physics.GaussianNoise(0.1, rng=torch.Generator().manual_seed(0)))
+    y = op(image)
+    op.set_noise_model(deepinv.physics.ZeroNoise())
+    found = pnp.solve(op, y, medical, iterations=2).noise
+    assert found == pytest.approx(0.1, rel=0.15)
+    single = operators.MRI(op.mask[0, 0])
+    for scaled in (single, 2 * single):
+        assert pnp.solve(scaled, scaled.A(image) + y[:, :, 0], medical, iterations=2).noise == pytest.approx(
+            pnp.solve(single, single.A(image) + y[:, :, 0], medical, iterations=2).noise, rel=0.25
+        )

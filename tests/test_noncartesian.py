@@ -134,3 +134,12 @@ def test_bad_input():
         trajectories.radial(0, 5)
     with pytest.raises(ValueError, match="turns, density"):
         trajectories.spiral(3, 5, turns=0)
+
+
+def test_an_operator_keeps_its_own_trajectory():
+    points = trajectories.radial(10, 64).double()
+    op = operators.NonCartesianMRI(points, (64, 64))
+    x = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = op.A(x)
+    points *= 0.5
+    torch.testing.assert_close(op.A(x.repeat(2, 1, 1, 1))[:1], before)
