@@ -40,7 +40,12 @@ def read_images(path: str | Path) -> list[np.ndarray]:
         raise FileNotFoundError(f"path: {path} does not exist")
     try:
         return _read(path)
-    except (OSError, AttributeError, EOFError) as error:  # what the readers raise for files that are not what they seem
+    except (
+        OSError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # what the readers raise for files that are not what they seem
         raise ValueError(f"path: {path} cannot be read as an image: {error}") from error
 
 
@@ -66,7 +71,7 @@ def _read(path: Path) -> list[np.ndarray]:
             # the modes of 16 and 32 bits are grey, and would be cut off by a conversion to 8
             grey = [page if page.mode[0] in "IF" else page.convert("L") for page in ImageSequence.Iterator(pages)]
             return [np.array(page, np.float32) for page in grey]
-    if _is_dicom(path):
+    if is_dicom(path):
         import pydicom
 
         dataset = pydicom.dcmread(path)
@@ -79,7 +84,12 @@ def _read(path: Path) -> list[np.ndarray]:
 def rescaled(dataset) -> np.ndarray:
     """The pixels of a DICOM dataset in its units, such as Hounsfield's: (H, W), or (N, H, W) for several frames, whose
     slope and intercept may be in the functional groups, of all frames or of each."""
+    photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
+    if photometric == "PALETTE COLOR":
+        raise ValueError("expected grey values or colours in DICOM, got the numbers of a palette")
     pixels = dataset.pixel_array.astype(np.float32)
+    if photometric == "MONOCHROME1":  # where the lowest value is white
+        pixels = 2.0**dataset.BitsStored - 1 - pixels if dataset.PixelRepresentation == 0 else -1 - pixels
 
     def transformation(groups) -> tuple[float, float] | None:
         found = groups[0].get("PixelValueTransformationSequence") if groups else None
@@ -128,7 +138,7 @@ def _readable(file: Path) -> bool:
 
 def _shows(file: Path) -> bool:
     """Whether a file is DICOM with pixels that are not labels."""
-    if not _is_dicom(file):
+    if not is_dicom(file):
         return False
     import pydicom
 
@@ -136,7 +146,8 @@ def _shows(file: Path) -> bool:
     return "Rows" in header and header.get("Modality") != "SEG"
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its first bytes."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -40,7 +41,8 @@ def reconstruct(options) -> None:
     import denoisers
     from pnp.solver import solve
 
-    scan = io.load(options.file)
+    file = options.file.resolve()
+    scan = io.load(file)
     if scan.op is None:
         raise ValueError(f"FILE: expected raw k-space, got an image in {options.file}; segment it with: pnp segment")
     found = scan.metadata
@@ -51,7 +53,7 @@ def reconstruct(options) -> None:
         print(f"calibration region {found['calibration'][0]} x {found['calibration'][1]}; noise of the coils {noise}")
     solution = solve(scan.op, scan.y, denoisers.load(options.denoiser), algorithm=options.algorithm, progress=True)
     print(solution)
-    out = options.out or options.file.with_name(_stem(options.file) + "-pnp")
+    out = options.out or file.with_name(_stem(file) + "-pnp")
     for ending in (".nii.gz", ".png"):
         print("wrote", io.save(_with_ending(out, ending), solution.x, like=scan))
 
@@ -60,38 +62,43 @@ def segment(options) -> None:
     import segmentation
 
     segmenter = segmentation.load(options.model)
-    scan, labels = _segmented(options.file, segmenter)
-    out = options.out or options.file.with_name(_stem(options.file) + "-labels.nii.gz")
-    print("wrote", io.save(out, labels, like=scan))
+    file = options.file.resolve()
+    scan, labels = _segmented(file, segmenter)
+    out = options.out or file.with_name(_stem(file) + "-labels.nii.gz")
+    print("wrote", io.save(out, labels, like=scan, classes=segmenter.classes))
     unit = "pixels" if scan.spacing is None else "ml"
     for k, (name, size) in enumerate(_sizes(scan, labels, segmenter.classes).items(), 1):
         print(f"{k} {name:14s} {size:.0f} {unit}")
 
 
 def batch(options) -> None:
-    """Files that are done are left out, those that fail are named, and the others go on."""
+    """Files that are done with this model are left out, those that fail are named, and the others go on."""
     import pandas
 
     import segmentation
     from denoisers.weights import replace
 
-    files = sorted(path for path in options.folder.iterdir() if io.readable(path))
+    folder = options.folder.resolve()
+    files = sorted(path for path in folder.iterdir() if io.readable(path))
     if not files:
         raise ValueError(f"FOLDER: expected images or raw k-space (see pnp segment --help) in {options.folder}")
     segmenter = segmentation.load(options.model)
-    out = options.out or options.folder.with_name(options.folder.name + "-pnp")
+    stems = Counter(_stem(path) for path in files)
+    out = options.out or folder.with_name(folder.name + "-pnp")
     out.mkdir(parents=True, exist_ok=True)
     table = out / "batch.csv"
     rows = pandas.read_csv(table).fillna({"error": ""}).to_dict("records") if table.exists() else []
-    rows = [row for row in rows if not row["error"]]  # what failed is tried again
+    names = {path.name for path in files}  # what failed, or was done with another model, is done again
+    rows = [row for row in rows if not row["error"] and (row["file"] not in names or row.get("model") == options.model)]
     done = {row["file"] for row in rows}
     for path in (path for path in files if path.name not in done):
-        row, began = {"file": path.name, "error": ""}, time.perf_counter()
+        row, began = {"file": path.name, "model": options.model, "error": ""}, time.perf_counter()
+        name = _stem(path) if stems[_stem(path)] == 1 else path.name
         try:
             scan, labels = _segmented(path, segmenter)
             if scan.op is not None:
-                io.save(out / f"{_stem(path)}.nii.gz", scan.image, like=scan)
-            io.save(out / f"{_stem(path)}-labels.nii.gz", labels, like=scan)
+                io.save(out / f"{name}.nii.gz", scan.image, like=scan)
+            io.save(out / f"{name}-labels.nii.gz", labels, like=scan)
             row |= {"unit": "pixels" if scan.spacing is None else "ml"} | _sizes(scan, labels, segmenter.classes)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             row["error"] = str(error)
@@ -186,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("segment", help="segment an image, or raw k-space after reconstruction")
     command.add_argument("file", type=Path, help="NIfTI, DICOM (file or folder), .npy image, or raw k-space")
     command.add_argument("--model", default="brain-tissue", help="bundled name or weights file")
-    command.add_argument("--out", type=Path, help="label map to write, default FILE-labels.nii.gz")
+    command.add_argument("--out", type=Path, help="label map to write (.nii.gz, .dcm, ...), default FILE-labels.nii.gz")
     command.set_defaults(run=segment)
 
     command = commands.add_parser("batch", help="segment all files of a folder, raw k-space after reconstruction")
@@ -213,7 +220,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stem(path: Path) -> str:
     """The file's name without the ending that tells its kind."""
-    return next((path.name.removesuffix(e) for e in (*io.ENDINGS, ".hdr") if path.name.endswith(e)), path.name)
+    endings = sorted((*io.ENDINGS, ".hdr"), key=len, reverse=True)
+    return next((path.name[: -len(e)] for e in endings if path.name.lower().endswith(e)), path.name)
 
 
 def _with_ending(path: Path, ending: str) -> Path:

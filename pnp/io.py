@@ -8,12 +8,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pydicom
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from denoisers.data import rescaled
+from denoisers.data import is_dicom
+from pnp import dicom
 from pnp.raw import cartesian_mri
 
 
@@ -26,9 +26,9 @@ class Scan:
     :param op: the forward operator of ``y``, so that ``pnp.solve(scan.op, scan.y, denoiser)`` reconstructs.
     :param image: slices (B, 1, H, W) of an image file, in its units, else None.
     :param affine: 4 x 4 map from voxel numbers to millimetres (right, anterior, superior), of image files.
-    :param spacing: voxel size in mm, of image files.
+    :param spacing: voxel size in mm, of image files that tell it, else None.
     :param slice_axis: array axis of the volume that ``image`` runs through with its first axis.
-    :param metadata: what else was found.
+    :param metadata: what else was found; of DICOM, the ``files`` of the slices.
     """
 
     path: Path
@@ -47,7 +47,7 @@ ENDINGS = (".cfl", ".npy", ".nii", ".nii.gz", ".dcm")
 def readable(path: Path) -> bool:
     """Whether :func:`load` takes a file or folder, by its name."""
     named = path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
-    return any(path.glob("*.dcm")) if path.is_dir() else named
+    return bool(dicom.series(path)) if path.is_dir() else named
 
 
 def load(path: str | Path) -> Scan:
@@ -61,65 +61,93 @@ def load(path: str | Path) -> Scan:
     :raises ValueError: for a damaged file, or one of another kind.
     """
     path = Path(path)
-    if path.suffix in (".cfl", ".hdr"):
+    ending = path.suffix.lower()
+    if ending in (".cfl", ".hdr"):
         return _raw(path, read_cfl(path))
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist")
-    if path.suffix == ".npy":
+    if ending == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"path: {path} is not a complete .npy file: {error}") from None
         if np.iscomplexobj(array):
             return _raw(path, array)
-        if array.ndim not in (2, 3) or array.dtype.kind not in "iuf":
+        if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or not array.size:
             raise ValueError(
                 f"path: expected a numeric array (H, W) or (D, H, W) in {path}, got {array.dtype} {array.shape}"
             )
-        return _image(path, np.atleast_3d(array) if array.ndim == 2 else array, np.eye(4), 2 if array.ndim == 2 else 0)
-    if path.name.endswith((".nii", ".nii.gz")):
+        volume, axis = (array[..., None], 2) if array.ndim == 2 else (array, 0)
+        return _image(path, volume, np.eye(4), axis, told=False)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         return _nifti(path)
-    if path.is_dir() or path.suffix.lower() == ".dcm":
-        return _dicom(path)
-    raise ValueError(f"path: expected .cfl, .npy, .nii, .nii.gz, .dcm or a folder of DICOM files, got {path.name}")
+    if path.is_dir() or path.suffix.lower() == ".dcm" or is_dicom(path):
+        volume, affine, told, metadata = dicom.read(path)
+        return _image(path, volume, affine, 0, metadata, told)
+    raise ValueError(f"path: expected .cfl, .npy, .nii, .nii.gz, DICOM or a folder of DICOM files, got {path.name}")
 
 
-def save(path: str | Path, image_or_labels: Tensor | np.ndarray, like: Scan | None = None) -> Path:
-    """Write an image or a label map; an existing file is replaced only once the new one is complete.
+def save(
+    path: str | Path,
+    image_or_labels: Tensor | np.ndarray,
+    like: Scan | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Path:
+    """Write an image or a label map; what is there already is replaced only once the new one is complete.
 
-    :param path: ``.nii`` or ``.nii.gz`` (keeps the affine of ``like``), ``.npy``, or ``.png`` (the middle slice).
-    :param image_or_labels: images (B, 1, H, W), complex ones (B, 2, H, W), whose magnitude is written, or labels
-        (B, H, W) of integers.
+    :param path: ``.nii`` or ``.nii.gz`` (keeps the affine of ``like``); ``.dcm``: of one image a file, of several a
+        folder of that name with a file for each, in the study of ``like``, of labels a DICOM segmentation; ``.npy``; or
+        ``.png`` (the middle slice).
+    :param image_or_labels: images (B, 1, H, W), complex ones (B, 2, H, W), whose magnitude is written, a volume
+        (1, 1 or 2, D, H, W), or labels (B, H, W) of integers.
     :param like: the scan that it belongs to, which gives the geometry.
-    :raises ValueError: for another file name or shape.
+    :param classes: names of the classes, the background first, for a DICOM segmentation.
+    :raises ValueError: for another file name or shape, or one that is not that of ``like``.
     """
-    path = Path(path)
-    values = torch.as_tensor(image_or_labels).detach().cpu()
-    if values.ndim == 4 and values.shape[1] == 2:
-        values = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    if values.ndim == 4 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 3:
+    path, array = Path(path), _array(image_or_labels)
+    if like is not None and like.image is not None and (like.image.shape[0], *like.image.shape[2:]) != array.shape:
         raise ValueError(
-            f"image_or_labels: expected (B, 1, H, W), (B, 2, H, W) or (B, H, W), got {tuple(values.shape)}"
+            f"like: expected a scan of {array.shape[0]} slices of {array.shape[1:]}, got {tuple(like.image.shape)}"
         )
-    integer = not values.is_floating_point()
-    small = integer and values.min().item() >= 0 and values.max().item() < 256
-    array = values.numpy().astype(np.uint8 if small else np.int32 if integer else np.float32)
-    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    temporary = path.with_name(f".{path.name.removesuffix(ending)}.part{ending}")
+    name = path.name.lower()
+    ending = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+    if ending not in (".nii", ".nii.gz", ".dcm", ".npy", ".png"):
+        raise ValueError(f"path: expected a name ending in .nii, .nii.gz, .dcm, .npy or .png, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    integer = array.dtype.kind in "iu"
+    if ending == ".dcm":
+        if integer:
+            return dicom.write_segmentation(path, array, like, classes)
+        return dicom.write_series(path, array, like)
+    temporary = path.with_name(f".{path.name[: -len(ending)]}.part{ending}")
     if ending in (".nii", ".nii.gz"):
         axis, affine = (2, np.eye(4)) if like is None or like.affine is None else (like.slice_axis, like.affine)
         nibabel.save(nibabel.Nifti1Image(np.moveaxis(array, 0, axis), affine), temporary)
     elif ending == ".npy":
         np.save(temporary, array)
-    elif ending == ".png":
-        _save_picture(temporary, array[len(array) // 2], integer)
     else:
-        raise ValueError(f"path: expected a name ending in .nii, .nii.gz, .npy or .png, got {path.name}")
+        _save_picture(temporary, array[len(array) // 2], integer)
     os.replace(temporary, path)
     return path
+
+
+def _array(image_or_labels: Tensor | np.ndarray) -> np.ndarray:
+    """Slices (B, H, W): magnitudes of complex images, labels as small integers."""
+    values = torch.as_tensor(image_or_labels).detach().cpu()
+    shape = tuple(values.shape)
+    values = values.abs() if values.is_complex() else values
+    if values.ndim == 5 and len(values) == 1:
+        values = values[0].movedim(1, 0)
+    if values.ndim == 4 and values.shape[1] == 2:
+        values = torch.linalg.vector_norm(values.float(), dim=1, keepdim=True)
+    if values.ndim == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 3 or not values.numel():
+        raise ValueError(f"image_or_labels: expected (B, 1, H, W), (B, 2, H, W) or (B, H, W), got {shape}")
+    if values.is_floating_point():
+        return values.float().numpy()
+    small = values.min().item() >= 0 and values.max().item() < 256
+    return values.numpy().astype(np.uint8 if small else np.int32)
 
 
 def read_cfl(path: str | Path) -> np.ndarray:
@@ -154,7 +182,7 @@ def _raw(path: Path, array: np.ndarray) -> Scan:
     return Scan(path, y, op, metadata=metadata)
 
 
-def _image(path: Path, volume: np.ndarray, affine: np.ndarray, axis: int | None = None, metadata: dict | None = None):
+def _image(path: Path, volume: np.ndarray, affine: np.ndarray, axis=None, metadata=None, told: bool = True) -> Scan:
     spacing = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
     if axis is None:  # across the shortest axis of a slab, or the coarsest one; of isotropic volumes, axial slices
         thin = int(np.argmin(volume.shape))
@@ -164,7 +192,8 @@ def _image(path: Path, volume: np.ndarray, affine: np.ndarray, axis: int | None 
             uneven = max(spacing) > 1.2 * min(spacing)
             axis = int(np.argmax(spacing)) if uneven else int(np.argmax(np.abs(affine[2, :3])))
     slices = np.ascontiguousarray(np.moveaxis(volume, axis, 0), np.float32)
-    return Scan(path, None, None, torch.from_numpy(slices)[:, None], affine, spacing, axis, metadata or {})
+    image = torch.from_numpy(slices)[:, None]
+    return Scan(path, None, None, image, affine, spacing if told else None, axis, metadata or {})
 
 
 def _nifti(path: Path) -> Scan:
@@ -179,36 +208,6 @@ def _nifti(path: Path) -> Scan:
     if volume.ndim != 3:
         raise ValueError(f"path: expected an image or a volume in {path.name}, got shape {volume.shape}")
     return _image(path, volume, file.affine, metadata={"orientation": "".join(nibabel.aff2axcodes(file.affine))})
-
-
-def _dicom(path: Path) -> Scan:
-    files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"path: no .dcm files in {path}")
-    try:
-        slices = [pydicom.dcmread(file) for file in files]
-        pixels = [rescaled(s) for s in slices]
-    except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, EOFError) as error:
-        raise ValueError(f"path: {path} holds a file that is not a complete DICOM image: {error}") from None
-    if len({array.shape for array in pixels}) > 1 or pixels[0].ndim != 2:
-        raise ValueError(f"path: expected grey slices of one size in {path}, got {sorted({a.shape for a in pixels})}")
-    first = slices[0]
-    row, column = (
-        np.array(v, float) for v in np.split(np.array(first.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0])), 2)
-    )
-    normal = np.cross(row, column)
-    positions = [np.array(s.get("ImagePositionPatient", [0, 0, i]), float) for i, s in enumerate(slices)]
-    order = np.argsort([position @ normal for position in positions])
-    volume = np.stack([pixels[i] for i in order])
-    height, width = (float(s) for s in first.get("PixelSpacing", [1, 1]))
-    depth = (positions[order[-1]] - positions[order[0]]) @ normal / (len(order) - 1) if len(order) > 1 else 0
-    depth = depth or float(first.get("SliceThickness", 0) or 1)
-    affine = np.eye(4)  # of (slice, row, column), from DICOM's left-posterior to right-anterior
-    affine[:3, :3] = np.stack([normal * depth, column * height, row * width], 1)
-    affine[:3, 3] = positions[order[0]]
-    affine[:2] *= -1
-    metadata = {"modality": str(first.get("Modality", "")), "series": str(first.get("SeriesInstanceUID", ""))}
-    return _image(path, volume, affine, 0, metadata)
 
 
 def _save_picture(path: Path, image: np.ndarray, labels: bool) -> None:

@@ -23,9 +23,12 @@ def told(op, y, noise=None) -> float | Tensor | TensorList | None:
         their parts, or None for the operator's noise model, where it is Gaussian of a positive level or
         :class:`operators.LowDose`.
     :return: a number, a tensor broadcastable to y, a list of tensors for the parts, or None where nobody tells.
-    :raises ValueError: where ``noise`` is negative, not finite or of a shape that does not fit y.
+    :raises ValueError: where ``noise`` is negative, not finite or of a shape that does not fit y, or where y are the
+        measurements of more or fewer operators.
     """
     if isinstance(y, TensorList):
+        if (count := len(_stacked(op))) and count != len(y):
+            raise ValueError(f"y: expected the measurements of {count} stacked operators, got {len(y)}")
         if noise is not None and not isinstance(noise, (list, tuple, TensorList)):
             return _checked(noise, y[0])
         return _of_parts(op, y, noise)

@@ -12,10 +12,10 @@ from operators.mri import from_complex
 def cartesian_mri(kspace: Tensor, calibration: int = 24, most_coils: int = 12) -> tuple[MRI, Tensor, dict]:
     """Operator and measurements of raw Cartesian k-space, with all that they need found in the data.
 
-    Samples that are 0 in every coil count as not measured. The noise covariance of the coils comes from the outermost
-    samples; it whitens both k-space and sensitivities, so that every coil weighs as much as it is worth while the
-    image stays what it is: the combination that ESPIRiT's unit-norm sensitivities define, which has about the magnitude
-    of the root sum of squares.
+    Samples that are 0 in every coil count as not measured, coils that are 0 everywhere are left out. The noise
+    covariance of the coils comes from the outermost samples; it whitens both k-space and sensitivities, so that every
+    coil weighs as much as it is worth while the image stays what it is: the combination that ESPIRiT's unit-norm
+    sensitivities define, which has about the magnitude of the root sum of squares.
 
     :param kspace: complex k-space (N, H, W), coils first, or (H, W), zero frequency at (H // 2, W // 2).
     :param calibration: largest side of the calibration region that is used.
@@ -28,6 +28,7 @@ def cartesian_mri(kspace: Tensor, calibration: int = 24, most_coils: int = 12) -
     sampled = (kspace != 0).any(0)
     if not sampled.any():
         raise ValueError("kspace: expected samples other than 0, got only zeros")
+    kspace = kspace[kspace.flatten(1).any(1)]
     found = {
         "coils": len(kspace),
         "shape": tuple(kspace.shape[1:]),
@@ -59,7 +60,8 @@ def _outer(kspace: Tensor, sampled: Tensor, share: float = 1 / 24) -> Tensor:
     """The outermost share of the samples, (N, count)."""
     v, u = (torch.linspace(-1, 1, n) for n in sampled.shape)
     radius = torch.hypot(v[:, None], u[None, :])
-    outermost = radius[sampled].topk(max(int(share * sampled.sum()), 4 * len(kspace))).values.min()
+    count = min(max(int(share * sampled.sum()), 4 * len(kspace)), int(sampled.sum()))
+    outermost = radius[sampled].topk(count).values.min()
     return kspace[:, sampled & (radius >= outermost)]
 
 
@@ -69,11 +71,10 @@ def _calibration_region(sampled: Tensor) -> tuple[int, int]:
     def full(rows: int, columns: int) -> bool:
         return bool(coils.central(sampled[None], rows, columns).all())
 
-    best = (0, 0)
+    best, columns = (0, 0), sampled.shape[1]
     for rows in range(1, sampled.shape[0] + 1):
-        if not full(rows, 1):
-            break
-        columns = max((c for c in range(1, sampled.shape[1] + 1) if full(rows, c)), default=0)
+        while columns and not full(rows, columns):  # of more rows, no more columns are full
+            columns -= 1
         if min(rows, columns) > min(best) or (min(rows, columns) == min(best) and rows * columns > best[0] * best[1]):
             best = (rows, columns)
     return best

@@ -40,11 +40,18 @@ class Splitting:
             if len(self.sigma) != len(self.rho):
                 raise ValueError(f"sigma, rho: expected equally many, got {len(self.sigma)} and {len(self.rho)}")
             object.__setattr__(self, "iterations", len(self.sigma))
+            for name in ("sigma", "rho"):
+                if not all(0 <= float(value) < float("inf") for value in getattr(self, name)):
+                    raise ValueError(f"{name}: expected finite values of at least 0, got {getattr(self, name)}")
+        for name, most in (("renewal", 1), ("reflection", 1), ("relaxation", 2)):
+            if not 0 <= (getattr(self, name, None) or 0) <= most:
+                raise ValueError(f"{name}: expected a number from 0 to {most} or None, got {getattr(self, name)}")
+        if self.cg_iterations < 1 or not self.cg_tolerance >= 0:
+            settings = f"{self.cg_iterations} and {self.cg_tolerance}"
+            raise ValueError(f"cg_iterations, cg_tolerance: expected at least 1 and 0, got {settings}")
         for name in ("first", "last", "weight", "gamma", "contrast", "range"):
             if not getattr(self, name, 1) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if not 0 <= (getattr(self, "renewal", None) or 0) <= 1:
-            raise ValueError(f"renewal: expected a share from 0 to 1 or None, got {self.renewal}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:

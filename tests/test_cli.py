@@ -9,6 +9,7 @@ import sys
 import nibabel
 import numpy as np
 import pandas
+import pydicom
 import pytest
 
 from operators import masks
@@ -123,3 +124,28 @@ def test_batch(kspace, tmp_path, capsys):
     (folder / "broken.nii.gz").unlink()
     assert main(["batch", str(folder)]) == 0  # nothing is left to do
     assert "raw.npy" not in capsys.readouterr().out
+
+
+def test_batch_with_another_model_and_files_of_one_name(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    image = np.random.default_rng(0).random((1, 32, 32)).astype(np.float32)
+    np.save(folder / "a.npy", image)
+    nibabel.save(nibabel.Nifti1Image(image[0], np.eye(4)), folder / "a.nii.gz")
+    monkeypatch.chdir(folder)
+    for model in ("brain-tissue", "vertebra"):
+        assert main(["batch", ".", "--model", model]) == 0
+        table = pandas.read_csv(tmp_path / "scans-pnp" / "batch.csv").set_index("file")
+        assert list(table["model"]) == [model] * 2
+    assert "vertebra" in table.columns
+    assert table.loc["a.npy", "unit"] == "pixels"
+    assert {path.name for path in (tmp_path / "scans-pnp").glob("*labels*")} == {
+        "a.npy-labels.nii.gz", "a.nii.gz-labels.nii.gz"
+    }  # fmt: skip
+
+
+def test_labels_as_dicom(tmp_path, capsys):
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).random((2, 32, 32)).astype(np.float32))
+    out = tmp_path / "labels.dcm"
+    assert main(["segment", str(tmp_path / "image.npy"), "--out", str(out)]) == 0
+    assert pydicom.dcmread(out).SegmentSequence[0].SegmentLabel == "CSF"

@@ -200,3 +200,103 @@ def test_slabs_are_cut_across_their_shortest_axis(shape, tmp_path):
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.5, 1.5, 1, 1])), tmp_path / "slab.nii.gz")
     scan = io.load(tmp_path / "slab.nii.gz")
     assert scan.image.shape == (1 if len(shape) < 3 else shape[2], 1, 64, 48)
+
+
+def scan_of(tmp_path):
+    """A volume along patient axes in an order and with signs of their own."""
+    volume = np.random.default_rng(0).random((12, 6, 10)).astype(np.float32)
+    affine = np.array([[0, 0, -1.0, 5], [-2.0, 0, 0, -3], [0, 3.0, 0, 7], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "head.nii.gz")
+    return io.load(tmp_path / "head.nii.gz")
+
+
+def test_dicom_out_and_in(tmp_path):
+    scan = scan_of(tmp_path)
+    back = io.load(io.save(tmp_path / "series.dcm", scan.image, like=scan))
+    torch.testing.assert_close(back.image, scan.image, atol=1e-4, rtol=0)  # 16 bits
+    voxel = np.array([2, 3, 4, 1])  # slice, row and column; the file has rows, slices and columns
+    np.testing.assert_allclose(back.affine @ voxel, scan.affine @ voxel[[1, 0, 2, 3]], atol=1e-5)
+    assert back.spacing == pytest.approx((3, 2, 1))
+    derived = io.load(io.save(tmp_path / "again.dcm", 2 * back.image, like=back))
+    first, second = (pydicom.dcmread(s.metadata["files"][0]) for s in (back, derived))
+    assert first.StudyInstanceUID == second.StudyInstanceUID
+    assert first.SeriesInstanceUID != second.SeriesInstanceUID
+    one = io.save(tmp_path / "one.dcm", scan.image[:1])
+    assert one.is_file()
+    torch.testing.assert_close(io.load(one).image, scan.image[:1], atol=1e-4, rtol=0)
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_dicom_segmentations(tmp_path):
+    """Each slice's labels are found by the slice that they refer to."""
+    from highdicom.seg import segread
+
+    scan = scan_of(tmp_path)
+    series = io.load(io.save(tmp_path / "series.dcm", scan.image, like=scan))
+    labels = (series.image[:, 0] > 0.3).long() + (series.image[:, 0] > 0.8).long()
+    path = io.save(tmp_path / "labels.dcm", labels, like=series, classes=("background", "grey", "white"))
+    found = segread(path)
+    assert [found.get_segment_description(k).segment_label for k in (1, 2)] == ["grey", "white"]
+    instances = [pydicom.dcmread(file).SOPInstanceUID for file in series.metadata["files"]]
+    pixels = found.get_pixels_by_source_instance(instances, combine_segments=True)
+    assert np.array_equal(pixels, labels.numpy())
+    assert segread(io.save(tmp_path / "plain.dcm", labels, like=scan)).number_of_segments == 2
+    assert segread(io.save(tmp_path / "none.dcm", 0 * labels, like=scan)).Modality == "SEG"
+    with pytest.raises(ValueError, match="classes: expected names of 3 classes, got 2"):
+        io.save(tmp_path / "labels.dcm", labels, like=series, classes=("background", "grey"))
+    with pytest.raises(ValueError, match="like: expected a scan of 5 slices"):
+        io.save(tmp_path / "labels.dcm", labels[:5], like=series)
+
+
+def write_slices(folder, positions, **changes):
+    folder.mkdir()
+    template = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    for number, position in enumerate(positions):
+        template.ImagePositionPatient = position
+        template.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        for name, values in changes.items():
+            setattr(template, name, values[number])
+        template.save_as(folder / f"IM{number:04d}")
+    return folder
+
+
+def test_dicom_series_that_are_none(tmp_path):
+    at = [[0, 0, z] for z in (0, 1, 2, 3)]
+    assert io.load(write_slices(tmp_path / "plain", at)).image.shape[0] == 4  # whatever the files are called
+    with pytest.raises(ValueError, match="slices of one series"):
+        io.load(write_slices(tmp_path / "two", at, SeriesInstanceUID=["1.2", "1.2", "1.3", "1.3"]))
+    with pytest.raises(ValueError, match=r"at even distances .* some may be missing"):
+        io.load(write_slices(tmp_path / "gap", [[0, 0, z] for z in (0, 1, 2, 5)]))
+    with pytest.raises(ValueError, match="at different positions"):
+        io.load(write_slices(tmp_path / "same", [[0, 0, 0]] * 4))
+    tilted = io.load(write_slices(tmp_path / "tilted", [[0, -z, 3 * z] for z in range(4)]))
+    np.testing.assert_allclose(tilted.affine @ [3, 0, 0, 1], [0, 3, 9, 1], atol=1e-6)
+    white = io.load(write_slices(tmp_path / "white", at[:1], PhotometricInterpretation=["MONOCHROME1"])).image
+    plain = io.load(write_slices(tmp_path / "black", at[:1])).image
+    assert torch.corrcoef(torch.stack([white.flatten(), plain.flatten()]))[0, 1] < -0.99
+    with pytest.raises(ValueError, match="numbers of a palette"):
+        io.load(write_slices(tmp_path / "palette", at[:1], PhotometricInterpretation=["PALETTE COLOR"]))
+
+
+def test_spacing_that_nothing_tells(tmp_path):
+    assert io.load(io.save(tmp_path / "image.npy", torch.rand(3, 1, 8, 8))).spacing is None
+
+
+def test_whatever_is_saved(tmp_path):
+    complex_image = torch.randn(2, 8, 8, dtype=torch.complex64)
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(io.save(tmp_path / "a.npy", complex_image))), complex_image.abs()
+    )
+    assert np.load(io.save(tmp_path / "b.npy", torch.rand(1, 2, 4, 8, 8))).shape == (4, 8, 8)
+    assert np.load(io.save(tmp_path / "c.npy", torch.rand(1, 1, 8, 8).bfloat16())).dtype == np.float32
+    with pytest.raises(ValueError, match="image_or_labels: expected"):
+        io.save(tmp_path / "d.npy", torch.zeros(0, 1, 8, 8))
+
+
+def test_coils_without_a_signal_are_left_out(undersampled):
+    kspace = torch.as_tensor(undersampled)
+    op, y, found = raw.cartesian_mri(torch.cat([kspace[:2], 0 * kspace[:1], kspace[2:]]))
+    expected = raw.cartesian_mri(kspace)
+    assert found["coils"] == len(kspace)
+    torch.testing.assert_close(y, expected[1])
+    torch.testing.assert_close(op.maps, expected[0].maps)

@@ -385,6 +385,8 @@ def test_what_fitted_best_may_be_the_start(multicoil):
         ({"sigma": [], "rho": []}, "iterations: expected a whole number of at least 1"),
         ({"first": 0}, "first: expected a positive number, got 0"),
         ({"weight": -1}, "weight: expected a positive number, got -1"),
+        ({"sigma": [-0.2], "rho": [1.0]}, "sigma: expected finite values of at least 0"),
+        ({"cg_iterations": 0}, "cg_iterations, cg_tolerance: expected at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message, multicoil, medical):
@@ -393,9 +395,21 @@ def test_settings_that_make_no_sense(settings, message, multicoil, medical):
         pnp.solve(op, y, medical, algorithm=pnp.algorithms.HQS(**settings))
 
 
+@pytest.mark.parametrize("settings", [{"relaxation": 3.0}, {"reflection": -0.1}])
+def test_steps_out_of_their_range(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected a number from 0 to"):
+        pnp.algorithms.DouglasRachford(**settings)
+
+
 def test_a_class_is_no_algorithm(multicoil, medical):
     op, y, _ = multicoil
     with pytest.raises(TypeError, match="algorithm: expected a name or an algorithm, got the class HQS"):
         pnp.solve(op, y, medical, algorithm=pnp.algorithms.HQS)
     with pytest.raises(ValueError, match="gradients: expected None with DPS"):
         pnp.solve(op, y, medical, algorithm="dps", iterations=2, gradients="unrolled")
+
+
+def test_measurements_of_too_few_operators(multicoil, medical):
+    op, y, _ = multicoil
+    with pytest.raises(ValueError, match="y: expected the measurements of 2 stacked operators, got 1"):
+        pnp.solve(operators.stack(op, op), deepinv.utils.TensorList([y]), medical)
