@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from denoisers.data import is_dicom, rescaled
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between DICOM's left-posterior and right-anterior coordinates
 EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "ScanOptions",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Laterality", "PatientPosition",
+    "ScanOptions",
     "EchoTime", "EchoTrainLength", "RepetitionTime",
 )  # fmt: skip  # that a file must have, but need not tell
 
@@ -89,11 +91,13 @@ def write_series(path: Path, images: np.ndarray, like=None) -> Path:
     slope = (high - low) / 65535 or 1.0
     datasets = headers(like, images.shape, "reconstruction")
     for dataset, image in zip(datasets, images):
-        dataset.ImageType = ["DERIVED", "SECONDARY"]
+        kinds = list(dataset.get("ImageType") or ())[2:] or ["AXIAL" if dataset.get("Modality") == "CT" else "OTHER"]
+        dataset.ImageType = ["DERIVED", "SECONDARY", *kinds]
         dataset.SeriesDescription = (f"{dataset.get('SeriesDescription', '')} pnp").strip()
         dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = f"{slope:.10g}", f"{low:.10g}", "US"
+        dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", f"{low:.10g}"
+        dataset.RescaleType = dataset.get("RescaleType") or ("HU" if dataset.get("Modality") == "CT" else "US")
         dataset.WindowCenter, dataset.WindowWidth = f"{(low + high) / 2:.8g}", f"{(high - low) or 1:.8g}"
         dataset.PixelData = np.round((image - low) / slope).clip(0, 65535).astype("<u2").tobytes()
         dataset["PixelData"].VR = "OW"
@@ -134,21 +138,23 @@ def write_segmentation(path: Path, labels: np.ndarray, like=None, classes: tuple
         )
         for k in range(1, count + 1)
     ]
-    dataset = Segmentation(
-        source_images=headers(like, labels.shape, None),
-        pixel_array=labels.astype(np.uint8),
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=generate_uid(),
-        series_number=900,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="pnp",
-        manufacturer_model_name="pnp",
-        software_versions="0.1",
-        device_serial_number="0",
-        omit_empty_frames=bool(labels.any()),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of patients' names that are not in today's form
+        dataset = Segmentation(
+            source_images=headers(like, labels.shape, None),
+            pixel_array=labels.astype(np.uint8),
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=segments,
+            series_instance_uid=generate_uid(),
+            series_number=900,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="pnp",
+            manufacturer_model_name="pnp",
+            software_versions="0.1",
+            device_serial_number="0",
+            omit_empty_frames=bool(labels.any()),
+        )
     return _replaced(path, dataset)
 
 
@@ -162,6 +168,9 @@ def headers(like, shape: tuple[int, ...], kind: str | None) -> list[Dataset]:
         if len(files) != shape[0]:
             raise ValueError(f"like: expected a scan of {shape[0]} slices, got {len(files)}")
         datasets = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        for dataset in datasets:
+            if not dataset.get("SpecificCharacterSet", "ISO_IR 6"):  # there, but empty, is not allowed
+                del dataset.SpecificCharacterSet
     else:
         datasets = [_header(like, shape, number) for number in range(shape[0])]
     if kind is None:
@@ -196,7 +205,6 @@ def _header(like, shape: tuple[int, ...], number: int) -> Dataset:
     dataset.PatientID = Path(source).name.split(".")[0][:60] or "pnp"
     dataset.PatientName = f"{dataset.PatientID}^"
     dataset.SeriesNumber, dataset.InstanceNumber, dataset.Manufacturer = 1, number + 1, "pnp"
-    dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.ScanningSequence, dataset.SequenceVariant, dataset.MRAcquisitionType = "RM", "NONE", "2D"
     dataset.Rows, dataset.Columns = shape[1:]
     dataset.PixelSpacing = [f"{height:.8g}", f"{width:.8g}"]

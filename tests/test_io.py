@@ -269,6 +269,9 @@ def test_dicom_series_that_are_none(tmp_path):
         io.load(write_slices(tmp_path / "gap", [[0, 0, z] for z in (0, 1, 2, 5)]))
     with pytest.raises(ValueError, match="at different positions"):
         io.load(write_slices(tmp_path / "same", [[0, 0, 0]] * 4))
+    unnamed = io.load(write_slices(tmp_path / "unnamed", at, SpecificCharacterSet=[""] * 4))
+    labels = (unnamed.image[:, 0] > 0).long()
+    assert pydicom.dcmread(io.save(tmp_path / "labels.dcm", labels, like=unnamed)).Modality == "SEG"
     tilted = io.load(write_slices(tmp_path / "tilted", [[0, -z, 3 * z] for z in range(4)]))
     np.testing.assert_allclose(tilted.affine @ [3, 0, 0, 1], [0, 3, 9, 1], atol=1e-6)
     white = io.load(write_slices(tmp_path / "white", at[:1], PhotometricInterpretation=["MONOCHROME1"])).image
