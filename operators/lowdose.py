@@ -39,9 +39,9 @@ class LowDose(NoiseModel):
         A warning tells where more than a tenth of the bins are expected to count less than one photon.
         """
         self.update_parameters(**kwargs)
-        if seed is not None and self.rng is None:
-            self.rng = torch.Generator(p.device)  # deepinv would ignore the seed
-        self.rng_manual_seed(seed)
+        generator = self.rng
+        if seed is not None:  # which deepinv would ignore without a generator
+            generator = (generator or torch.Generator(p.device)).manual_seed(seed)
         self.to(p.device)
         mean = self.blank_scan * torch.exp(-self.mu * p)
         if not (mean < 1e15).all():  # nor NaN
@@ -53,8 +53,8 @@ class LowDose(NoiseModel):
                 f"{self.mu.item():.4g} is the attenuation of an image value of 1 along one pixel",
                 stacklevel=2,
             )
-        counts = torch.poisson(mean, generator=self.rng)
-        counts = counts + self.electronic * self.randn_like(p)
+        counts = torch.poisson(mean, generator=generator)
+        counts = counts + self.electronic * torch.empty_like(p).normal_(generator=generator)
         return -torch.log(counts.clamp_min(1) / self.blank_scan) / self.mu
 
     def weights(self, y: Tensor) -> Tensor:

@@ -169,6 +169,10 @@ def test_low_dose_noise_without_electronics_is_deepinvs():
     first, second = (operators.LowDose(1000, 5, mu=0.02)(p, seed=0) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, operators.LowDose(1000, 5, mu=0.02)(p, seed=1))
+    later = operators.LowDose(1000, 5, mu=0.02)
+    later(p, seed=0)
+    assert not torch.equal(later(p), later(p, seed=0))  # a seed is for one call
+    assert later.rng is None
 
 
 def test_solves_with_the_weights_of_low_dose(brain, medical):
