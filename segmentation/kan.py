@@ -61,11 +61,15 @@ def _features_slopes(x: Tensor, interval: tuple) -> Tensor:
     return torch.cat([silu.unsqueeze(-2), _slopes(x, *interval)], -2)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; through oneDNN where it can, since MKL takes twice as long on AMD's processors."""
-    if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return F.linear(a.to_mkldnn(), b.T.to_mkldnn()).to_dense()
-    return a @ b
+def _factor(b: Tensor) -> Tensor:
+    """The right factor of products, for oneDNN where it can, since MKL takes twice as long on AMD's processors."""
+    able = b.device.type == "cpu" and b.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return b.T.to_mkldnn() if able else b
+
+
+def _product(a: Tensor, factor: Tensor) -> Tensor:
+    """a @ b for the factor of b."""
+    return F.linear(a.to_mkldnn(), factor).to_dense() if factor.is_mkldnn else a @ factor
 
 
 def _rows(x: Tensor, interval: tuple) -> int:
@@ -80,20 +84,19 @@ class _Curves(torch.autograd.Function):
     def forward(ctx, x, weight, interval, dtype):
         ctx.save_for_backward(x, weight)
         ctx.interval, ctx.dtype = interval, dtype
-        weight = weight.to(dtype).T
-        parts = x.split(_rows(x, interval))
-        return torch.cat([_product(_features(part, interval).flatten(1).to(dtype), weight) for part in parts])
+        factor, parts = _factor(weight.to(dtype).T), x.split(_rows(x, interval))
+        return torch.cat([_product(_features(part, interval).flatten(1).to(dtype), factor) for part in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        half, rows = weight.to(ctx.dtype), _rows(x, ctx.interval)
+        factor, rows = _factor(weight.to(ctx.dtype)), _rows(x, ctx.interval)
         for part, g, out in zip(x.split(rows), grad.to(ctx.dtype).split(rows), grad_x.split(rows)):
-            grad_weight += _product(g.T, _features(part, ctx.interval).flatten(1).to(ctx.dtype))
+            grad_weight += _product(g.T, _factor(_features(part, ctx.interval).flatten(1).to(ctx.dtype)))
             slopes = _features_slopes(part, ctx.interval)
-            out.copy_(slopes.mul_(_product(g, half).view_as(slopes)).sum(1))
+            out.copy_(slopes.mul_(_product(g, factor).view_as(slopes)).sum(1))
         return grad_x, grad_weight, None, None
 
 
