@@ -29,7 +29,11 @@ class ContinuousUNet(ResidualUNet):
         self, widths: Sequence[int] = (32, 48, 64, 96), steps: int | Sequence[int] = 3, half: bool | None = None
     ):
         super().__init__(widths, steps, half)
-        self.settings = {"widths": self.settings["widths"], "steps": self.settings["blocks"]}
+
+    @property
+    def settings(self) -> dict:
+        """Keyword arguments that build the network again, with the steps as they are now."""
+        return {"widths": list(self.widths), "steps": [level.steps for level in (*self.down, self.body)]}
 
     @staticmethod
     def stage(width: int, depth: int) -> nn.Module:

@@ -40,8 +40,7 @@ class ResidualUNet(Denoiser):
         blocks = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
         if len(blocks) != len(widths):
             raise ValueError(f"blocks: expected one number or {len(widths)}, one for each of widths, got {blocks}")
-        self.widths, self.half = tuple(widths), half
-        self.settings = {"widths": list(widths), "blocks": blocks}
+        self.widths, self.blocks, self.half = tuple(widths), blocks, half
         self.head = _conv(4 * 3, widths[0])
         self.down = nn.ModuleList(map(self.stage, widths[:-1], blocks))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))
@@ -50,6 +49,11 @@ class ResidualUNet(Denoiser):
         self.up = nn.ModuleList(map(self.stage, widths[:-1], blocks))
         self.tail = _conv(widths[0], 4)
         nn.init.zeros_(self.tail.weight)  # starts as the identity
+
+    @property
+    def settings(self) -> dict:
+        """Keyword arguments that build the network again."""
+        return {"widths": list(self.widths), "blocks": self.blocks}
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """Denoise ``x``.

@@ -78,3 +78,12 @@ def test_steps_can_be_changed_and_weights_kept(tmp_path):
 def test_settings_that_do_not_fit():
     with pytest.raises(ValueError, match="blocks: expected one number or 2"):
         denoisers.ResidualUNet((8, 16), (1, 2, 3))
+
+
+def test_changed_steps_are_saved(tmp_path):
+    network = denoisers.load("continuous")
+    for level in (*network.down, network.body, *network.up):
+        level.steps = 2
+    x = torch.rand(1, 1, 24, 24)
+    loaded = denoisers.load(denoisers.save(network, tmp_path / "short.safetensors"))
+    torch.testing.assert_close(loaded(x, 0.1), network(x, 0.1))
