@@ -19,8 +19,7 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between DICOM's left-posterior and rig
 EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Laterality", "PatientPosition",
-    "ScanOptions",
-    "EchoTime", "EchoTrainLength", "RepetitionTime",
+    "ScanOptions", "EchoTime", "EchoTrainLength", "RepetitionTime",
 )  # fmt: skip  # that a file must have, but need not tell
 
 
@@ -86,7 +85,10 @@ def write_series(path: Path, images: np.ndarray, like=None) -> Path:
     """Write images (B, H, W): one as a file, several as a folder of files ``0001.dcm`` and so on.
 
     They are 16-bit, with slope and intercept, as a new series of the scan's study.
+
+    :raises FileExistsError: where ``path`` is a folder already, of which nothing is lost.
     """
+    _check_free(path)
     low, high = float(images.min()), float(images.max())
     slope = (high - low) / 65535 or 1.0
     datasets = headers(like, images.shape, "reconstruction")
@@ -108,8 +110,7 @@ def write_series(path: Path, images: np.ndarray, like=None) -> Path:
     temporary.mkdir()
     for number, dataset in enumerate(datasets, 1):
         dataset.save_as(temporary / f"{number:04d}.dcm", enforce_file_format=True)
-    if path.is_dir():
-        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
     os.replace(temporary, path)
     return path
 
@@ -118,7 +119,9 @@ def write_segmentation(path: Path, labels: np.ndarray, like=None, classes: tuple
     """Write labels (B, H, W) as a DICOM segmentation, by highdicom, with a segment for each class but the background.
 
     :param classes: their names, the background first; default numbers.
+    :raises FileExistsError: where ``path`` is a folder.
     """
+    _check_free(path)
     from highdicom.content import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
@@ -181,7 +184,7 @@ def headers(like, shape: tuple[int, ...], kind: str | None) -> list[Dataset]:
         dataset.SeriesNumber, dataset.InstanceNumber = 901, number
         dataset.Rows, dataset.Columns = shape[1:]
         dataset.file_meta = _meta(dataset)
-        for name in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "LossyImageCompression"):
+        for name in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"):
             if name in dataset:
                 delattr(dataset, name)
     return datasets
@@ -231,7 +234,10 @@ def _meta(dataset: Dataset) -> FileMetaDataset:
 def _replaced(path: Path, dataset: Dataset) -> Path:
     temporary = path.with_name(f".{path.name}.part")
     dataset.save_as(temporary, enforce_file_format=True)
-    if path.is_dir():
-        shutil.rmtree(path)
     os.replace(temporary, path)
     return path
+
+
+def _check_free(path: Path) -> None:
+    if path.is_dir():
+        raise FileExistsError(f"path: {path} is a folder already; take another name")

@@ -93,7 +93,7 @@ def save(
     like: Scan | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Path:
-    """Write an image or a label map; what is there already is replaced only once the new one is complete.
+    """Write an image or a label map; an existing file is replaced only once the new one is complete.
 
     :param path: ``.nii`` or ``.nii.gz`` (keeps the affine of ``like``); ``.dcm``: of one image a file, of several a
         folder of that name with a file for each, in the study of ``like``, of labels a DICOM segmentation; ``.npy``; or
@@ -103,6 +103,7 @@ def save(
     :param like: the scan that it belongs to, which gives the geometry.
     :param classes: names of the classes, the background first, for a DICOM segmentation.
     :raises ValueError: for another file name or shape, or one that is not that of ``like``.
+    :raises FileExistsError: for DICOM, where ``path`` is a folder already.
     """
     path, array = Path(path), _array(image_or_labels)
     if like is not None and like.image is not None and (like.image.shape[0], *like.image.shape[2:]) != array.shape:

@@ -224,6 +224,10 @@ def test_dicom_out_and_in(tmp_path):
     one = io.save(tmp_path / "one.dcm", scan.image[:1])
     assert one.is_file()
     torch.testing.assert_close(io.load(one).image, scan.image[:1], atol=1e-4, rtol=0)
+    for written in (scan.image, (scan.image[:, 0] > 0.5).long()):  # a folder may hold what cannot be had again
+        with pytest.raises(FileExistsError, match="is a folder already"):
+            io.save(tmp_path / "series.dcm", written, like=scan)
+    assert len(list((tmp_path / "series.dcm").iterdir())) == 6
     assert not list(tmp_path.glob(".*part*"))
 
 
