@@ -74,9 +74,10 @@ def _stacked(op) -> list:
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     """Estimate the standard deviation of white noise in measurements; for MRI, of each real component.
 
-    MRI: from the outermost samples of k-space, and from high differences along oversampled readouts. Sinograms: from
-    high differences along the detector. Measurements that are images, also with pixels missing: from high differences
-    along both directions. All of them see a little signal, too, and overestimate faint noise.
+    MRI: from the outermost samples of k-space, of one coil also from margins along a fully sampled axis, and from high
+    differences along oversampled readouts. Sinograms: from high differences along the detector. Measurements that are
+    images, also with pixels missing: from high differences along both directions. All but the margins see a little
+    signal, too, and overestimate faint noise.
 
     :param image: any images of the operator's domain.
     :return: an estimate for each item of the batch, (B,), NaN where too little was measured, or None for measurements
@@ -88,8 +89,8 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
         dimensions = image.ndim - 2
         axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
         radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
-        masks = op.mask[:, 0].expand(len(y), *radius.shape)
-        return torch.stack([_outer_kspace(item, radius, mask != 0) for item, mask in zip(y, masks)])
+        masks = op.mask[:, 0].expand(len(y), *radius.shape) != 0
+        return torch.stack([_kspace(item, radius, mask) for item, mask in zip(y, masks)])
     if isinstance(op, NonCartesianMRI):
         return torch.stack([_readouts(item, op.trajectory) for item in y])
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
@@ -117,6 +118,42 @@ def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 /
     radii = radius.expand_as(power)[sampled]
     outer = radii >= torch.quantile(_thinned(radii), 1 - share)
     return (power[sampled][outer].median() / (2 * math.log(2))).sqrt()
+
+
+def _kspace(y: Tensor, radius: Tensor, sampled: Tensor) -> Tensor:
+    """From the outermost samples; of one coil, the lower of that and of the margins' estimate.
+
+    Of several coils, what no image explains tells better.
+    """
+    outermost = _outer_kspace(y, radius, sampled)
+    several = y.ndim > radius.ndim + 1 and y.shape[1] > 1
+    return outermost if several else torch.fmin(outermost, _margins(y, sampled))
+
+
+def _margins(y: Tensor, sampled: Tensor, share: float = 1 / 16) -> Tensor:
+    """From the image's margins along an axis that was sampled in full; infinity where there is none.
+
+    The inverse transform along that axis alone gives profiles, which hold nothing but noise beside the object, however
+    few of them were measured. Of windows of the given share of the axis, nearly the lowest counts, of the profiles, the
+    outer half, which see little of the object anywhere.
+
+    :param y, sampled: as in :func:`_outer_kspace`.
+    """
+    lowest, value = y.new_full((), torch.inf), torch.complex(y[0], y[1])
+    sampled = sampled & (value.abs().reshape(-1, *sampled.shape) > 0).all(0)  # also of scanners that fill with zeros
+    for axis in range(-sampled.ndim, 0):
+        lines = sampled.any(axis)
+        if not torch.equal(sampled, lines.unsqueeze(axis).expand_as(sampled)):
+            continue
+        axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in lines.shape]
+        radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
+        outer = lines & (radius >= radius[lines].median())
+        profiles = torch.fft.ifft(value, dim=axis, norm="ortho").movedim(axis, -1)
+        power = profiles.abs().square()[outer.expand(profiles.shape[:-1])].median(0).values
+        width = max(round(share * len(power)), 1)
+        windows = torch.cat([power, power[: width - 1]]).unfold(0, width, 1).mean(1)
+        lowest = torch.fmin(lowest, (torch.quantile(windows, 0.05) / (2 * math.log(2))).sqrt())
+    return lowest
 
 
 def _readouts(y: Tensor, trajectory: Tensor) -> Tensor:
