@@ -135,6 +135,15 @@ def test_regularisation_by_denoising(case):
     assert relative(ours(RED(sigma=SIGMAS, rho=RHOS, **CG), *case), x) < 1e-3
 
 
+def test_reflections_end_longer_where_a_mask_leaves_most_open(multicoil):
+    """The numbers of the class's description; several coils pass some directions on weakly."""
+    op, _, truth = multicoil
+    for coil_maps, acceleration, end in ((None, 5, 0.6), (None, 1.5, 0.5), (op.maps, 5, 0.5)):
+        one = operators.MRI(masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0), coil_maps)
+        *_, (_, _, reflection, _) = DouglasRachford().schedule(Problem(one, one.A(truth), None, noise=0.01))
+        assert reflection.item() == pytest.approx(end, abs=0.01)
+
+
 def test_douglas_rachford_without_reflection_is_half_quadratic_splitting(multicoil):
     op, y, _ = multicoil
     reflected = pnp.solve(

@@ -146,9 +146,10 @@ def radial(shape):
     return operators.NonCartesianMRI(trajectories.radial(spokes, 2 * shape[0]), shape, coils.birdcage(shape, COILS))
 
 
-def cartesian(acceleration):
+def cartesian(acceleration, count=COILS):
     return lambda shape: operators.MRI(
-        masks.cartesian(shape, acceleration, shape[0] // 10, seed=0), coils.birdcage(shape, COILS)
+        masks.cartesian(shape, acceleration, shape[0] // 10, seed=0),
+        coils.birdcage(shape, count) if count > 1 else None,
     )
 
 
@@ -183,6 +184,7 @@ OPERATORS = {  # kind of images, operator, noise: in units of the images, for CT
     "radial MRI x8": ("mri", radial, 0.02),
     "Cartesian MRI x4": ("mri", cartesian(4), 0.02),
     "Cartesian MRI x8": ("mri", cartesian(8), 0.01),
+    "Cartesian MRI x4 one coil": ("mri", cartesian(4, 1), 0.02),
     "CT 60 views": ("ct", ct(60), 0.005),
     "CT 30 views": ("ct", ct(30), 0.005),
     "CT 120 degrees": ("ct", ct(80, 120), 0.005),
