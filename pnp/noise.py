@@ -86,9 +86,7 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     while isinstance(op, (Scaled, ComposedLinearPhysics)):  # what measures, whatever stands before
         op = op.op if isinstance(op, Scaled) else op.physics_list[-1]
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
-        dimensions = image.ndim - 2
-        axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in y.shape[-dimensions:]]
-        radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+        radius = _radius(y.shape[2 - image.ndim :], y.device)
         masks = op.mask[:, 0].expand(len(y), *radius.shape) != 0
         return torch.stack([_kspace(item, radius, mask) for item, mask in zip(y, masks)])
     if isinstance(op, NonCartesianMRI):
@@ -102,6 +100,12 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
         if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8:
             return estimate_noise(y)
     return None
+
+
+def _radius(shape, device: torch.device) -> Tensor:
+    """Distance from the middle of k-space, 1 where an axis ends."""
+    axes = [(torch.arange(n, device=device) - n // 2) / (n / 2) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
 
 
 def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 / 24) -> Tensor:
@@ -134,8 +138,8 @@ def _margins(y: Tensor, sampled: Tensor, share: float = 1 / 16) -> Tensor:
     """From the image's margins along an axis that was sampled in full; infinity where there is none.
 
     The inverse transform along that axis alone gives profiles, which hold nothing but noise beside the object, however
-    few of them were measured. Of windows of the given share of the axis, nearly the lowest counts, of the profiles, the
-    outer half, which see little of the object anywhere.
+    few of them were measured. The outer half of them counts, which see little of the object anywhere, and of windows of
+    the given share of the axis, the 5 % quantile.
 
     :param y, sampled: as in :func:`_outer_kspace`.
     """
@@ -143,10 +147,9 @@ def _margins(y: Tensor, sampled: Tensor, share: float = 1 / 16) -> Tensor:
     sampled = sampled & (value.abs().reshape(-1, *sampled.shape) > 0).all(0)  # also of scanners that fill with zeros
     for axis in range(-sampled.ndim, 0):
         lines = sampled.any(axis)
-        if not torch.equal(sampled, lines.unsqueeze(axis).expand_as(sampled)):
+        if not lines.any() or not torch.equal(sampled, lines.unsqueeze(axis).expand_as(sampled)):
             continue
-        axes = [(torch.arange(n, device=y.device) - n // 2) / (n / 2) for n in lines.shape]
-        radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
+        radius = _radius(lines.shape, y.device)
         outer = lines & (radius >= radius[lines].median())
         profiles = torch.fft.ifft(value, dim=axis, norm="ortho").movedim(axis, -1)
         power = profiles.abs().square()[outer.expand(profiles.shape[:-1])].median(0).values

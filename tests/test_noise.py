@@ -140,3 +140,12 @@ def test_noise_where_only_k_space_tells(brain, medical):
         assert pnp.solve(scaled, scaled.A(image) + y[:, :, 0], medical, iterations=2).noise == pytest.approx(
             pnp.solve(single, single.A(image) + y[:, :, 0], medical, iterations=2).noise, rel=0.25
         )
+
+
+def test_an_item_of_one_coil_without_signal(brain):
+    op = operators.MRI(masks.cartesian(brain.shape[-2:], 3, 12, seed=0))
+    y = op.A(torch.cat([brain, 0 * brain], 1))
+    y = y + 0.02 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * (y != 0)
+    found = Problem(op, torch.cat([y, 0 * y]), None).measured_noise.flatten()
+    assert found[0] == pytest.approx(Problem(op, y, None).measured_noise)
+    assert found[1] == 0
