@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import deepinv
@@ -74,9 +75,9 @@ def _stacked(op) -> list:
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     """Estimate the standard deviation of white noise in measurements; for MRI, of each real component.
 
-    MRI: from the outermost samples of k-space, of one coil also from margins along a fully sampled axis, and from high
+    MRI: from the outermost samples of k-space, of one coil also from what its neighbours predict of it, and from high
     differences along oversampled readouts. Sinograms: from high differences along the detector. Measurements that are
-    images, also with pixels missing: from high differences along both directions. All but the margins see a little
+    images, also with pixels missing: from high differences along both directions. All but the neighbours see a little
     signal, too, and overestimate faint noise.
 
     :param image: any images of the operator's domain.
@@ -125,37 +126,45 @@ def _outer_kspace(y: Tensor, radius: Tensor, sampled: Tensor, share: float = 1 /
 
 
 def _kspace(y: Tensor, radius: Tensor, sampled: Tensor) -> Tensor:
-    """From the outermost samples; of one coil, the lower of that and of the margins' estimate.
+    """From the outermost samples; of one coil, the lower of that and of what the null space tells.
 
     Of several coils, what no image explains tells better.
     """
     outermost = _outer_kspace(y, radius, sampled)
     several = y.ndim > radius.ndim + 1 and y.shape[1] > 1
-    return outermost if several else torch.fmin(outermost, _margins(y, sampled))
+    return outermost if several else torch.fmin(outermost, _null_space(y, sampled).to(y))
 
 
-def _margins(y: Tensor, sampled: Tensor, share: float = 1 / 16) -> Tensor:
-    """From the image's margins along an axis that was sampled in full; infinity where there is none.
+def _null_space(y: Tensor, sampled: Tensor, share: float = 1 / 16, folds: int = 8, most: int = 10_000) -> Tensor:
+    """From combinations of neighbours in k-space that the image has no part in; infinity where too few were measured.
 
-    The inverse transform along that axis alone gives profiles, which hold nothing but noise beside the object, however
-    few of them were measured. The outer half of them counts, which see little of the object anywhere, and of windows of
-    the given share of the axis, the 5 % quantile.
+    An object that leaves a part of the field of view empty makes neighbours in k-space depend on each other: weights
+    exist that cancel it, the null space of the calibration matrix (Uecker et al., ESPIRiT, Magn Reson Med 2014), and
+    leave the noise as it is. They are the given share of the eigenvectors, those of the lowest eigenvalues, found
+    without the windows that they are applied to, so that they have not adapted to their noise; the median is of no
+    account to the few windows at the middle that they do not cancel. Windows are squares and, which masks of lines
+    hold without a calibration region, pieces of lines.
 
     :param y, sampled: as in :func:`_outer_kspace`.
     """
-    lowest, value = y.new_full((), torch.inf), torch.complex(y[0], y[1])
-    sampled = sampled & (value.abs().reshape(-1, *sampled.shape) > 0).all(0)  # also of scanners that fill with zeros
-    for axis in range(-sampled.ndim, 0):
-        lines = sampled.any(axis)
-        if not lines.any() or not torch.equal(sampled, lines.unsqueeze(axis).expand_as(sampled)):
+    lowest, dimensions = torch.tensor(torch.inf), range(1, 1 + sampled.ndim)
+    value = torch.complex(y[0], y[1]).reshape(-1, *sampled.shape)
+    sampled = sampled & (value != 0)
+    for axes in [*itertools.combinations(dimensions, 2), *itertools.combinations(dimensions, 1)]:
+        windows, complete = value, sampled
+        for axis in axes:
+            size = min(7 if len(axes) == 2 else 48, 3 * value.shape[axis] // 8)
+            windows, complete = windows.unfold(axis, size, 1), complete.unfold(axis, size, 1)
+        places = _thinned(complete.flatten(len(dimensions) + 1).all(-1).nonzero(), most)
+        windows = windows[places.unbind(1)].flatten(1).cpu().to(torch.complex128)
+        if len(windows) < 2 * windows.shape[1]:
             continue
-        radius = _radius(lines.shape, y.device)
-        outer = lines & (radius >= radius[lines].median())
-        profiles = torch.fft.ifft(value, dim=axis, norm="ortho").movedim(axis, -1)
-        power = profiles.abs().square()[outer.expand(profiles.shape[:-1])].median(0).values
-        width = max(round(share * len(power)), 1)
-        windows = torch.cat([power, power[: width - 1]]).unfold(0, width, 1).mean(1)
-        lowest = torch.fmin(lowest, (torch.quantile(windows, 0.05) / (2 * math.log(2))).sqrt())
+        blocks = windows.tensor_split(folds)
+        products = [block.mH @ block for block in blocks]
+        count = max(round(share * windows.shape[1]), 1)
+        vectors = [torch.linalg.eigh(sum(products) - product).eigenvectors[:, :count] for product in products]
+        left = torch.cat([(block @ v).abs().square() for block, v in zip(blocks, vectors)])
+        lowest = torch.fmin(lowest, (left.median() / (2 * math.log(2))).sqrt())
     return lowest
 
 

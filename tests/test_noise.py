@@ -47,6 +47,8 @@ def noisy(kind, brain, truth):
         op = operators.MRI(masks.poisson(shape, 3, 12, seed=0), maps)
     elif kind == "lines":
         op, coil_images = operators.MRI(masks.cartesian((112, 80), 3, 12, seed=0)), F.pad(coil_images, (0, 0, 8, 8))
+    elif kind == "discs":
+        op, coil_images = operators.MRI(masks.poisson((128, 112), 3, seed=0)), F.pad(coil_images, (16, 16, 16, 16))
     elif kind == "radial":
         op = operators.NonCartesianMRI(operators.trajectories.radial(30, 160), shape, maps)
     elif kind == "ct":
@@ -55,16 +57,16 @@ def noisy(kind, brain, truth):
         op = deepinv.physics.BlurFFT((1, *shape), gaussian_blur(sigma=(1.5, 1.5)))
     else:
         op = deepinv.physics.Inpainting((1, *shape), mask=(torch.rand(1, *shape) < 0.6).float())
-    return op, op.A(coil_images if kind in ("coils", "lines", "radial") else images)
+    return op, op.A(coil_images if kind in ("coils", "lines", "discs", "radial") else images)
 
 
-@pytest.mark.parametrize("kind", ["coils", "lines", "radial", "ct", "blur", "inpainting"])
+@pytest.mark.parametrize("kind", ["coils", "lines", "discs", "radial", "ct", "blur", "inpainting"])
 @pytest.mark.parametrize("sigma", [0.005, 0.02, 0.05])
 def test_noise_estimates(kind, sigma, brain, multicoil):
     op, y = noisy(kind, brain, multicoil[2])
     sigma = sigma * (y.abs().max().item() if kind == "ct" else 1)
     levels = torch.tensor([sigma, 2 * sigma]).reshape(2, *[1] * (y.ndim - 1))
-    measured = op.A(op.A_adjoint(torch.ones_like(y))) != 0 if kind in ("coils", "lines", "inpainting") else 1
+    measured = op.A(op.A_adjoint(torch.ones_like(y))) != 0 if kind in ("coils", "lines", "discs", "inpainting") else 1
     y = y + levels * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * measured
     found = Problem(op, y, None).measured_noise.flatten() / levels.flatten()
     assert found.min() > 0.85
