@@ -82,7 +82,8 @@ class MRI(Operator):
 
         def inverse(b: Tensor, rho: float | Tensor) -> Tensor:
             t = self._tables(b)
-            k = torch.fft.fftn(t.maps * to_complex(b)[:, None], dim=self._axes, norm="ortho") / (self.mask**2 + rho)
+            seen = self.mask.to(b) ** 2
+            k = torch.fft.fftn(t.maps * to_complex(b)[:, None], dim=self._axes, norm="ortho") / (seen + rho)
             return from_complex((t.maps.conj() * torch.fft.ifftn(k, dim=self._axes, norm="ortho"))[:, 0])
 
         return inverse

@@ -3,7 +3,8 @@
 To add one, write a dataclass with ``iterations``, ``schedule(problem)``, which gives the pairs (sigma, rho) of denoiser
 level and data weight, and ``step(problem, state, sigma, rho)``, which returns the next state. States are tuples: the
 image comes first, and the start is the image alone. An ``objective(problem, state)``, where there is one, goes into the
-history; ``differentiable = False`` forbids gradients through the steps. Put its name into :data:`ALGORITHMS`.
+history; ``uses_denoiser = False`` tells that it takes none, ``differentiable = False`` forbids gradients through the
+steps. Put its name into :data:`ALGORITHMS`.
 
 The data term is f(x) = |A x - y|^2 / 2 throughout, and D is the denoiser. ``rho`` is the inverse of what many papers
 call the step size.

@@ -30,7 +30,7 @@ class Direct:
         if hasattr(op, "fbp"):
             return (op.fbp(y) / problem.scale,)
         if hasattr(op, "density_compensation"):
-            return (op.A_adjoint(y * op.density_compensation()) / problem.scale,)
+            return (op.A_adjoint(y * op.density_compensation().to(y)) / problem.scale,)
         return (problem.adjoint_y,)
 
 
@@ -82,7 +82,8 @@ class TotalVariation:
     def step(self, problem: Problem, state: State, weight: Tensor, rho: Tensor) -> State:
         before, u = state if len(state) > 1 else (*state, TVDenoiser.nabla(0 * state[0]))
         x = before - problem.gradient(before) - TVDenoiser.nabla_adjoint(u)
-        u = u + TVDenoiser.nabla(2 * x - before) / 16  # 1/16 = (1 - 1/2)/8, with norms 1 of A'A and 8 of the gradient's
+        axes = x.ndim - 2  # with norms 1 of A'A and 4 axes of the gradient's, a dual step of (1 - 1/2) / (4 axes)
+        u = u + TVDenoiser.nabla(2 * x - before) / (8 * axes)
         return x, u / (torch.linalg.vector_norm(u, dim=(1, -1), keepdim=True) / weight[..., None]).clamp_min(1)
 
 
@@ -100,8 +101,11 @@ class Wavelets(FISTA):
     threshold: float = 1.0
     least: float = 3e-4
     uses_denoiser = False
-    schedule = TotalVariation.schedule
 
     @property
     def denoiser(self):
         return denoisers.classical.Wavelet(weight=1.0)
+
+    def schedule(self, problem: Problem) -> Schedule:
+        problem.alternating = False  # the minimiser is one of all slices
+        return TotalVariation.schedule(self, problem)

@@ -38,7 +38,6 @@ class GradientStep:
     proximal: bool = True
     armijo: float = 0.1
     cg_iterations: int = 30
-    uses_denoiser = True
 
     def schedule(self, problem: Problem) -> Schedule:
         sigma = (self.level * problem.noise).clamp_max(HQS.first)

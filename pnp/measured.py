@@ -9,11 +9,11 @@ from collections.abc import Callable
 import deepinv
 import torch
 from deepinv.physics import LinearPhysics
-from deepinv.physics.forward import StackedLinearPhysics
+from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
 
-from operators.operator import Operator
+from operators.operator import Operator, Scaled
 from pnp.data_step import dot
 
 
@@ -35,12 +35,21 @@ class Measured:
         self.op, self.weight, self.given = op, None if sigma is None else each_part(torch.reciprocal, sigma), y
         self.y = y if sigma is None else y * self.weight
         self.calls = {"A": 0, "A_adjoint": 0, "A_adjoint_A": 0}
-        self.adjoint_y = self.adjoint(self.y)
+        self.adjoint_y = self._first_adjoint()
         if not torch.isfinite(self.adjoint_y).all():
             raise ValueError("op: its adjoint of y holds NaN or infinity")
         with torch.no_grad():
             self._check_adjoint()
         self.y = self._where_sampled(self.y)
+
+    def _first_adjoint(self) -> Tensor:
+        try:
+            return self.adjoint(self.y)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(part.shape)) for part in parts(self.y))
+            raise ValueError(f"y: expected the operator's measurements, got {shapes}: {error}") from error
 
     @property
     def energy(self) -> Tensor:
@@ -101,28 +110,21 @@ class Measured:
         """Raise where A, its adjoint and its normal product do not agree on a random image."""
         b = self.adjoint_y
         v = torch.randn(b.shape, generator=torch.Generator(b.device).manual_seed(0), device=b.device, dtype=b.dtype)
-        seen = self.op.A(v) if self.weight is None else self.op.A(v) * self.weight
+        seen = self.forward(v)
         if isinstance(seen, Tensor) and seen.shape != self.y.shape:
             raise ValueError(f"y: expected the operator's measurements {tuple(seen.shape)}, got {tuple(self.y.shape)}")
         inner, energy = (sum((p * q).sum() for p, q in zip(parts(seen), parts(other))) for other in (self.y, seen))
-        # b off by a share e makes the first differ by about e |b|
-        if not (inner - (b * v).sum()).abs() <= tolerance * b.norm():
+        # b off by a share e makes the first differ by about e |b|, the norm of which must not underflow in small units
+        largest = b.abs().max()
+        if not (inner - (b * v).sum()).abs() <= tolerance * (b / largest.clamp_min(1e-37)).norm() * largest:
             raise ValueError("op: its A_adjoint is not the adjoint of its A (see operators.check)")
         if not (energy - (v * self.normal(v)).sum()).abs() <= tolerance * energy:
             raise ValueError("op: its A_adjoint_A is not the product of its A_adjoint and A (see operators.check)")
 
     def _where_sampled(self, y):
         """y with zeros where the operator's mask has some, which its adjoint does not see but the misfit would."""
-        op = self.op
-        if isinstance(op, Operator):
-            kept = op.sampled(y)
-        elif isinstance(op, (deepinv.physics.MRI, deepinv.physics.Inpainting)):
-            kept = y * (op.mask != 0)
-        elif isinstance(op, deepinv.physics.MultiCoilMRI):
-            kept = y * (op.mask[:, :, None] != 0)
-        else:
-            return y
-        if kept is not y and not torch.equal(kept, y):
+        kept = _sampled(self.op, y)
+        if any(not torch.equal(*pair) for pair in zip(parts(kept), parts(y))):
             warnings.warn("y: holds values where op's mask is 0, which are left out", stacklevel=5)
         return kept
 
@@ -131,6 +133,24 @@ class Measured:
 
     def _each(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.adjoint_y.ndim - 1))
+
+
+def innermost(op: LinearPhysics) -> LinearPhysics:
+    """The operator that measures, whatever stands before it."""
+    while isinstance(op, (Scaled, ComposedLinearPhysics)):
+        op = op.op if isinstance(op, Scaled) else op.physics_list[-1]
+    return op
+
+
+def _sampled(op: LinearPhysics, y):
+    op = innermost(op)
+    if isinstance(op, StackedLinearPhysics):
+        return TensorList([_sampled(part, values) for part, values in zip(op.physics_list, y)])
+    if isinstance(op, Operator):
+        return op.sampled(y)
+    if isinstance(op, (deepinv.physics.MRI, deepinv.physics.Inpainting)):
+        return y * (op.mask != 0)
+    return y * (op.mask[:, :, None] != 0) if isinstance(op, deepinv.physics.MultiCoilMRI) else y
 
 
 def parts(y: Tensor | TensorList) -> list[Tensor]:

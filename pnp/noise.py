@@ -8,13 +8,13 @@ import math
 import deepinv
 import torch
 import torch.nn.functional as F
-from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
+from deepinv.physics.forward import StackedLinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
 
 from denoisers.noise import estimate_noise, high_differences
 from operators import MRI, FanBeamCT, LowDose, NonCartesianMRI, ParallelBeamCT
-from operators.operator import Scaled
+from pnp.measured import innermost
 
 
 def told(op, y, noise=None) -> float | Tensor | TensorList | None:
@@ -31,7 +31,8 @@ def told(op, y, noise=None) -> float | Tensor | TensorList | None:
         if (count := len(_stacked(op))) and count != len(y):
             raise ValueError(f"y: expected the measurements of {count} stacked operators, got {len(y)}")
         if noise is not None and not isinstance(noise, (list, tuple, TensorList)):
-            return _checked(noise, y[0])
+            first, *_ = [_checked(noise, part) for part in y]
+            return first
         return _of_parts(op, y, noise)
     if noise is not None:
         return _checked(noise, y)
@@ -65,11 +66,8 @@ def _of_parts(op, y: TensorList, noise) -> float | TensorList | None:
 
 def _stacked(op) -> list:
     """The operators that measure, where several are stacked, also before or behind others."""
-    if isinstance(op, StackedLinearPhysics):
-        return list(op.physics_list)
-    if isinstance(op, ComposedLinearPhysics):
-        return _stacked(op.physics_list[-1])
-    return _stacked(op.op) if isinstance(op, Scaled) else []
+    op = innermost(op)
+    return list(op.physics_list) if isinstance(op, StackedLinearPhysics) else []
 
 
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
@@ -80,27 +78,40 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     images, also with pixels missing: from high differences along both directions. All but the neighbours see a little
     signal, too, and overestimate faint noise.
 
-    :param image: any images of the operator's domain.
+    :param image: A'y.
     :return: an estimate for each item of the batch, (B,), NaN where too little was measured, or None for measurements
         of another kind.
     """
-    while isinstance(op, (Scaled, ComposedLinearPhysics)):  # what measures, whatever stands before
-        op = op.op if isinstance(op, Scaled) else op.physics_list[-1]
+    whole, op = op, innermost(op)
     if isinstance(op, (MRI, deepinv.physics.MRI, deepinv.physics.MultiCoilMRI)):
         radius = _radius(y.shape[2 - image.ndim :], y.device)
-        masks = op.mask[:, 0].expand(len(y), *radius.shape) != 0
+        masks = op.mask[:, 0].to(y.device).expand(len(y), *radius.shape) != 0
         return torch.stack([_kspace(item, radius, mask) for item, mask in zip(y, masks)])
     if isinstance(op, NonCartesianMRI):
-        return torch.stack([_readouts(item, op.trajectory) for item in y])
+        return torch.stack([_readouts(item, op.trajectory.to(y.device)) for item in y])
     if isinstance(op, (ParallelBeamCT, FanBeamCT)):
         return torch.stack([high_differences(item, axes=(-1,), order=6) for item in y])
     if isinstance(op, deepinv.physics.Tomography):
         return torch.stack([high_differences(item, axes=(-2,), order=6) for item in y])
     if isinstance(y, Tensor) and y.ndim == image.ndim >= 4 and y.shape[1] == image.shape[1]:
         shrunk = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
-        if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8:
+        if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8 and _acts_locally(whole, image):
             return estimate_noise(y)
     return None
+
+
+def _acts_locally(op, image: Tensor) -> bool:
+    """Whether all but a tenth of what a pixel is turned into lies in a quarter of both axes, as after a blur.
+
+    :param image: A'y, whose largest pixel is one that was measured.
+    """
+    flat = image.flatten(1)
+    impulse = torch.zeros_like(flat).scatter_(1, flat.abs().argmax(1, keepdim=True), 1.0).view_as(image)
+    power = op.A(impulse).square().flatten(1, -3).sum(1, keepdim=True)
+    window = [n // 4 | 1 for n in power.shape[-2:]]
+    padding = [n // 2 for n in window]
+    within = F.avg_pool2d(power, window, stride=1, padding=padding).amax((1, 2, 3)) * math.prod(window)
+    return bool((within > 0.9 * power.sum((1, 2, 3))).all())
 
 
 def _radius(shape, device: torch.device) -> Tensor:
@@ -203,6 +214,7 @@ def _checked(noise, y: Tensor) -> float | Tensor:
         raise ValueError(
             f"noise: expected a number or a tensor broadcastable to y {tuple(y.shape)}, got {tuple(value.shape)}"
         )
-    if (value == 0).any():
+    value = value.reshape(*[1] * (y.ndim - value.ndim), *value.shape).to(y.device)
+    if value[0].numel() > 1 and (value == 0).any():
         raise ValueError("noise: expected positive standard deviations for each measurement, got some of 0")
-    return value.reshape(*[1] * (y.ndim - value.ndim), *value.shape).to(y.device)
+    return value

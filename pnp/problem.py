@@ -15,9 +15,10 @@ from deepinv.utils import TensorList
 from torch import Tensor
 
 from denoisers.adapt import Adapted, accepts, adapt
+from operators.operator import whole
 from pnp import noise as noise_levels
 from pnp.data_step import closed_form, conjugate_gradients
-from pnp.measured import Measured, parts
+from pnp.measured import Measured, innermost, parts
 from pnp.spectrum import lanczos
 
 # below this noise level, in units of the image's range, the data step is as good as exact interpolation
@@ -59,6 +60,8 @@ class Problem:
         if not isinstance(y, (Tensor, TensorList)):
             listed = " (of stacked operators, a deepinv TensorList)" if isinstance(y, (list, tuple)) else ""
             raise TypeError(f"y: expected a real floating-point tensor{listed}, got {type(y).__name__}")
+        if seed is not None:
+            seed = whole("seed", seed, least=0)
         told = noise_levels.told(op, y, noise)
         uneven = isinstance(told, TensorList) or (isinstance(told, Tensor) and told[0].numel() > 1)
         self.measured = Measured(op, y, told if uneven else None)
@@ -68,31 +71,33 @@ class Problem:
         self.seconds = {"data": 0.0, "denoiser": 0.0}
         self.alternating = True  # of volumes, whether each call of the denoiser sees slices along another axis
         with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
-            self._normalise(op, y, told, seed)
+            self._normalise(told, seed)
         if denoiser is not None:
-            for part in denoiser.modules() if isinstance(denoiser, torch.nn.Module) else ():
+            for part in denoiser.modules() if seed is not None and isinstance(denoiser, torch.nn.Module) else ():
                 if isinstance(getattr(part, "generator", None), torch.Generator):
-                    part.generator.manual_seed(seed or 0)
+                    part.generator.manual_seed(seed)
             self._denoiser = self._adapted(denoiser)
 
-    def _normalise(self, op: LinearPhysics, y, told: float | Tensor | TensorList | None, seed: int | None) -> None:
+    def _normalise(self, told: float | Tensor | TensorList | None, seed: int | None) -> None:
         b, uneven = self.measured.adjoint_y, self.measured.weight is not None
         values, self.ritz_weights = lanczos(self.measured.normal, b, seed=seed or 0)
         self.norm = _per_item(values[:, -1], b)
         if not (self.norm > 0).all():
             raise ValueError("op: expected an operator other than 0")
         self.ritz_values = values / values[:, -1:]
-        self._inverse = None if uneven else closed_form(op, b)
+        self._inverse = None if uneven else closed_form(self.measured.op, b)
 
         self.scale = torch.ones_like(self.norm)
         first = self.tikhonov(0.05)
         self.scale, self.offset, self.phase = _image_range(first)
-        self.first = self.smoothest() if self._leaves_holes() else first / self.scale
+        self.first, holes = first / self.scale, self._leaves_holes()
+        if holes.any():
+            self.first = torch.where(holes, self.smoothest(), self.first)
 
         self.measured_noise = told
         if not uneven:  # a number, or one for each item
-            noise = self._estimated_noise(op, y) if told is None else torch.as_tensor(told, device=b.device)
-            self.measured_noise = noise.item() if noise.numel() == 1 else _per_item(noise, parts(y)[0])
+            noise = self._estimated_noise() if told is None else torch.as_tensor(told, device=b.device)
+            self.measured_noise = noise.item() if noise.numel() == 1 else _per_item(noise, parts(self.measured.y)[0])
         whitened = torch.ones_like(self.norm) if uneven else _per_item(noise.to(b), b)
         self.noise = (whitened / self.norm.sqrt() / self.scale).clamp_min(LEAST_NOISE)
 
@@ -215,18 +220,20 @@ class Problem:
         self.seconds["data"] += time.perf_counter() - began
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
-    def _leaves_holes(self) -> bool:
+    def _leaves_holes(self) -> Tensor:
         """Whether A'A turns a flat image into a rough one, like a mask of pixels: 2 to 4 there, else below 0.01."""
         seen = self.normal(torch.ones_like(self.measured.adjoint_y))
-        return bool(TVDenoiser.nabla(seen).square().sum() > 0.5 * seen.square().sum())
+        rough, size = (v.square().flatten(1).sum(1) for v in (TVDenoiser.nabla(seen), seen))
+        return _per_item(rough > 0.5 * size, seen)
 
-    def _estimated_noise(self, op: LinearPhysics, y) -> Tensor:
+    def _estimated_noise(self) -> Tensor:
         """Standard deviation of the noise in the measurements of each item, (B,).
 
         What the measurements themselves tell is too high where they hold more than noise, what no image explains is too
         high where the operator is not exact: of coils, which measure everything several times, the lower is taken.
         """
-        found = noise_levels.estimate(op, y, self.first)
+        op = innermost(self.measured.op)
+        found = noise_levels.estimate(self.measured.op, self.measured.y, self.measured.adjoint_y)
         direct = torch.full_like(self.norm, torch.nan).flatten() if found is None else found
         redundant = isinstance(op, deepinv.physics.MultiCoilMRI) or getattr(op, "maps", None) is not None
         if not redundant and not direct.isnan().any():

@@ -130,11 +130,12 @@ def solve(
         raise ValueError(f'gradients: expected None, "unrolled" or "implicit", got {gradients!r}')
     began = time.perf_counter()
     algorithm = algorithms.find(algorithm, iterations)
-    if denoiser is None and algorithm.uses_denoiser:
+    uses_denoiser = getattr(algorithm, "uses_denoiser", True)
+    if denoiser is None and uses_denoiser:
         raise TypeError("denoiser: expected a callable denoiser(x, sigma), got None")
     if gradients is not None and not getattr(algorithm, "differentiable", True):
         raise ValueError(f"gradients: expected None with {type(algorithm).__name__}, whose steps are gradients")
-    prior = denoiser if algorithm.uses_denoiser else getattr(algorithm, "denoiser", None)
+    prior = denoiser if uses_denoiser else getattr(algorithm, "denoiser", None)
     with torch.set_grad_enabled(gradients is not None):
         problem = Problem(op, y, prior, noise, seed)
         state = (problem.first if start is None else _checked_start(start, problem),)
@@ -144,11 +145,12 @@ def solve(
     with torch.set_grad_enabled(gradients == "unrolled"):
         state, history, moved = iterate(problem, algorithm, schedule, state, callback, progress, on_divergence)
     if gradients == "implicit":
+        problem.alternating = False
         state = (_fixed_point(algorithm, problem, state, schedule[-1]),)
     return Solution(
         x=state[0] * problem.scale,
         noise=problem.measured_noise,
-        converged=moved <= problem.noise.min().item() or not algorithm.uses_denoiser,
+        converged=moved <= problem.noise.min().item() or not uses_denoiser,
         iterations=len(history["change"]),
         history=history,
         calls=problem.calls,

@@ -43,10 +43,14 @@ def _krylov(normal: Callable, v: Tensor, steps: int) -> tuple[Tensor, Tensor, li
     """Eigenvalues (B, steps) and vectors of the map on the Krylov space of v, and the space's basis."""
     v = v / dot(v, v).sqrt()
     before, beta = torch.zeros_like(v), torch.zeros_like(dot(v, v))
+    tiny = torch.finfo(v.dtype).tiny
     alphas, betas, basis = [], [], []
     for _ in range(steps):
+        w = normal(v)
+        if not basis:
+            unit = w.abs().amax(tuple(range(1, v.ndim)), keepdim=True).clamp_min(tiny)  # lest squares underflow
         basis.append(v)
-        w = normal(v) - beta * before
+        w = w / unit - beta * before
         alpha = dot(v, w)
         w = w - alpha * v
         alphas.append(alpha.flatten())
@@ -54,9 +58,9 @@ def _krylov(normal: Callable, v: Tensor, steps: int) -> tuple[Tensor, Tensor, li
         betas.append(beta.flatten())
         if (beta <= 1e-5 * alphas[0].abs().max()).all():
             break
-        before, v = v, w / beta.clamp_min(torch.finfo(w.dtype).tiny)
+        before, v = v, w / beta.clamp_min(tiny)
     off = torch.stack(betas[:-1], 1) if len(betas) > 1 else v.new_zeros(len(v), 0)
     matrix = torch.diag_embed(torch.stack(alphas, 1).double()) + torch.diag_embed(off.double(), 1)
     matrix = matrix + torch.diag_embed(off.double(), -1)
     values, vectors = torch.linalg.eigh(matrix)
-    return values.to(v.dtype), vectors.to(v.dtype), basis
+    return values.to(v.dtype) * unit.flatten()[:, None], vectors.to(v.dtype), basis

@@ -31,7 +31,6 @@ class Splitting:
     rho: Sequence[float] | None = None
     cg_iterations: int = 8
     cg_tolerance: float = 1e-2
-    uses_denoiser = True
 
     def __post_init__(self):
         if (self.sigma is None) != (self.rho is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import deepinv
@@ -216,6 +217,45 @@ def test_total_variation_is_minimal(brain):
     solution = pnp.solve(op, y, None, algorithm=TotalVariation(iterations=2000, threshold=1.0), noise=0.05)
     peer = deepinv.models.TVDenoiser(n_it_max=3000, crit=1e-7)(y, 0.05)
     assert relative(solution.x, peer) < 5e-3
+
+
+def test_total_variation_of_a_volume_is_minimal():
+    """The gradient has a larger norm than in two dimensions."""
+    truth = torch.zeros(1, 1, 16, 18, 20)
+    truth[..., 5:12, 4:14, 6:15] = 1
+    y = truth + 0.05 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    algorithm = TotalVariation(iterations=1000, threshold=1.0)
+    solution = pnp.solve(deepinv.physics.Denoising(), y, None, algorithm=algorithm, noise=0.05)
+    peer = deepinv.models.TVDenoiser(n_it_max=3000, crit=1e-7)(y, 0.05)
+    assert relative(solution.x, peer) < 2e-2  # the loop ends where an iteration moves a thousandth of the noise
+    assert relative(solution.x, truth) < 0.3 * relative(y, truth)
+
+
+def test_wavelets_of_a_volume_settle():
+    """All slices count in each iteration."""
+    y = torch.randn(1, 1, 16, 18, 20, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    ends = [
+        pnp.solve(deepinv.physics.Denoising(), y, None, algorithm="wavelet", noise=1.0, iterations=n).x
+        for n in (30, 31)
+    ]
+    assert relative(*ends) < 1e-3
+
+
+def test_an_algorithm_of_ones_own(multicoil, medical):
+    """What the module's text asks for is enough."""
+
+    @dataclass
+    class Mine:
+        iterations: int = 3
+
+        def schedule(self, problem):
+            return [(0.05 + problem.noise, 1 + 0 * problem.noise)] * self.iterations
+
+        def step(self, problem, state, sigma, rho):
+            return (problem.data_step(problem.denoise(state[0], sigma), rho),)
+
+    op, y, _ = multicoil
+    assert pnp.solve(op, y, medical, algorithm=Mine(), iterations=2).calls["denoiser"] == 2
 
 
 # without those that are for other operators (ddrm), or need a prior that can draw whole images (dps)

@@ -12,7 +12,6 @@ from pydicom.data import get_testdata_file
 import operators
 import pnp
 from operators import masks
-from operators.mri import to_complex
 from pnp import io, quality, raw
 
 
@@ -186,11 +185,6 @@ def test_saving_errors(tmp_path):
         io.save(tmp_path / "image.png", torch.zeros(4))
     io.save(tmp_path / "image.png", torch.rand(1, 2, 8, 8))
     assert io.load(io.save(tmp_path / "image.npy", torch.rand(3, 1, 8, 8))).image.shape == (3, 1, 8, 8)
-
-
-def test_complex_round_trip():
-    y = torch.randn(1, 2, 3, 4, 5)
-    assert to_complex(y).shape == (1, 3, 4, 5)
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (64, 48, 1), (64, 48, 3)])

@@ -373,3 +373,11 @@ def test_gradients_of_learned_masks(mask):
 
 def test_calibration_lines_may_be_all():
     assert masks.cartesian((64, 24), 1, calibration=24).all()
+
+
+def test_masks_in_double_precision_leave_the_images_single(brain):
+    mask = masks.cartesian((96, 80), 3, 12, seed=0).double()
+    x = torch.cat([brain, brain], 1)
+    op = operators.MRI(mask)
+    inverted = op.normal_inverse()(x, torch.ones(1, 1, 1, 1))
+    assert {part.dtype for part in (op.A(x), op.A_adjoint(op.A(x)), op.A_adjoint_A(x), inverted)} == {torch.float32}

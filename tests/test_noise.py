@@ -151,3 +151,20 @@ def test_an_item_of_one_coil_without_signal(brain):
     found = Problem(op, torch.cat([y, 0 * y]), None).measured_noise.flatten()
     assert found[0] == pytest.approx(Problem(op, y, None).measured_noise)
     assert found[1] == 0
+
+
+def test_factors_and_what_stands_before_do_not_matter(multicoil):
+    op, y, _ = multicoil
+    found = Problem(op, y, None).measured_noise
+    for same in (1 * op, operators.compose(deepinv.physics.Denoising(), op)):
+        assert Problem(same, y, None).measured_noise == pytest.approx(found, rel=1e-4)
+
+
+def test_what_was_found_of_an_item_without_signal_can_be_told(multicoil, medical):
+    op, y, _ = multicoil
+    batch = torch.cat([y, 0 * y])
+    first = pnp.solve(op, batch, medical, iterations=2)
+    assert torch.equal(pnp.solve(op, batch, medical, iterations=2, noise=first.noise).x, first.x)
+    assert torch.isfinite(pnp.sample(op, batch, medical, n=2, steps=2).x).all()
+    with pytest.raises(ValueError, match="noise: expected positive"):
+        pnp.solve(op, batch, medical, noise=(y != 0).float())

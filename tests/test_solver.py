@@ -6,6 +6,7 @@ import itertools
 import math
 
 import deepinv
+import numpy as np
 import pytest
 import torch
 from conftest import LocalWiener, relative
@@ -21,7 +22,7 @@ from pnp.problem import Problem
 from pnp.spectrum import lanczos
 
 
-@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e3])
 def test_units_do_not_matter(factor, multicoil, medical):
     op, y, _ = multicoil
     x = pnp.solve(op, y, medical, iterations=6).x
@@ -101,6 +102,26 @@ def test_stacked_operators(brain, medical):
     assert quality.psnr(solution.x, brain).item() > quality.psnr(y[0], brain).item() + 3
 
 
+def test_operators_that_are_no_blur_are_not_taken_for_one(multicoil, medical):
+    """What has the image's shape is no image: here it is k-space."""
+    _, _, truth = multicoil
+    op = operators.MRI(masks.poisson((96, 80), 2, 16, seed=0))
+    theirs = deepinv.physics.LinearPhysics(A=op.A, A_adjoint=op.A_adjoint)
+    y = op.A(truth) + 0.02 * op.mask * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="noise: cannot be estimated"):
+        assert pnp.solve(theirs, y, medical, iterations=2).noise < 0.03
+
+
+def test_pixels_beyond_the_mask_do_not_count_as_noise(brain):
+    mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    noisy = brain + 0.02 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(0))
+    blurred = deepinv.physics.Inpainting((1, 96, 80), mask=mask) * deepinv.physics.Denoising()
+    for op in (deepinv.physics.Inpainting((1, 96, 80), mask=mask), blurred):
+        with pytest.warns(UserWarning, match="y: holds values"):
+            found = Problem(op, noisy, None).measured_noise
+        assert found == pytest.approx(Problem(op, mask * noisy, None).measured_noise, rel=1e-4)
+
+
 @pytest.mark.parametrize("theirs", [False, True])
 def test_measurements_beyond_the_mask_are_named_and_left_out(theirs, multicoil, medical):
     op, y, truth = multicoil
@@ -120,6 +141,16 @@ def test_images_of_a_batch_do_not_influence_each_other(multicoil, medical):
     both = pnp.solve(op, torch.cat([y, other]), medical, noise=0.01, iterations=4).x
     assert relative(both[:1], pnp.solve(op, y, medical, noise=0.01, iterations=4).x) < 2e-3
     assert relative(both[1:], pnp.solve(op, other, medical, noise=0.01, iterations=4).x) < 2e-3
+
+
+def test_complete_items_do_not_choose_the_start_of_sparse_ones(brain):
+    mask = torch.ones(4, 1, 96, 80)
+    mask[3] = torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) < 0.15
+    y = mask * brain
+    both = Problem(deepinv.physics.Inpainting((1, 96, 80), mask=mask), y, None, noise=0.02)
+    for item in (0, 3):
+        alone = Problem(deepinv.physics.Inpainting((1, 96, 80), mask=mask[item : item + 1]), y[item][None], None, 0.02)
+        assert relative(both.first[item], alone.first[0]) < 1e-3
 
 
 def test_images_of_other_ranges(brain, medical):
@@ -217,6 +248,10 @@ def test_seeds_reach_the_denoiser(multicoil, medical):
     first, again, other = (pnp.solve(op, y, prior, iterations=4, seed=seed).x for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    own = denoisers.Equivariant(medical, seed=5)
+    assert not torch.equal(pnp.solve(op, y, own, iterations=4).x, first)
+    assert own.generator.initial_seed() == 5
+    assert torch.equal(pnp.solve(op, y, prior, iterations=4, seed=np.int64(1)).x, first)
 
 
 def test_bad_input(multicoil, medical):
@@ -224,6 +259,8 @@ def test_bad_input(multicoil, medical):
     explicit = pnp.algorithms.HQS(sigma=[0.1, 0.05], rho=[0.1, 0.1])
     broken = y.clone()
     broken[0, 0, 0, 0, 0] = torch.nan
+    blur = deepinv.physics.BlurFFT((1, 96, 80), gaussian_blur(sigma=(1.2, 1.2)))
+    theirs = deepinv.physics.MultiCoilMRI(op.mask, op.maps, img_size=truth.shape[1:])
     cases = [
         (ValueError, "y: expected finite", lambda: pnp.solve(op, broken, medical)),
         (ValueError, "y: expected", lambda: pnp.solve(op, y[..., :-1], medical)),
@@ -244,6 +281,9 @@ def test_bad_input(multicoil, medical):
         (ValueError, "iterations: expected a whole", lambda: pnp.solve(op, y, medical, iterations=2.5)),
         (ValueError, "iterations: expected 2", lambda: pnp.solve(op, y, medical, algorithm=explicit, iterations=5)),
         (TypeError, "noise: expected a number", lambda: pnp.solve(op, y, medical, noise="a")),
+        (ValueError, "seed: expected a whole", lambda: pnp.solve(op, y, medical, seed="a")),
+        (ValueError, "y: expected the operator's", lambda: pnp.solve(blur, truth[:, :1, :-1], medical)),
+        (ValueError, "y: expected the operator's", lambda: pnp.solve(theirs, y[..., :-1], medical)),
         (ValueError, "start: expected the image's shape", lambda: pnp.solve(op, y, medical, start=truth[..., :-1])),
     ]
     for error, message, call in cases:
