@@ -228,7 +228,7 @@ def test_total_variation_of_a_volume_is_minimal():
     solution = pnp.solve(deepinv.physics.Denoising(), y, None, algorithm=algorithm, noise=0.05)
     peer = deepinv.models.TVDenoiser(n_it_max=3000, crit=1e-7)(y, 0.05)
     assert relative(solution.x, peer) < 2e-2  # the loop ends where an iteration moves a thousandth of the noise
-    assert relative(solution.x, truth) < 0.3 * relative(y, truth)
+    assert relative(solution.x, truth) < 0.4 * relative(y, truth)
 
 
 def test_wavelets_of_a_volume_settle():
