@@ -21,6 +21,8 @@ def estimate_noise(x: Tensor) -> Tensor:
     :return: the standard deviation of each image in its units, (B,); NaN for one with too few pixels that count.
     :raises ValueError: for another shape.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     if x.ndim not in (4, 5) or min(x.shape[-2:]) < 9 or x.is_complex():
         raise ValueError(
             f"x: expected real images (B, C, H, W) of at least 9 x 9 pixels, got {tuple(x.shape)} {x.dtype}"

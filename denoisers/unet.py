@@ -40,7 +40,7 @@ class ResidualUNet(Denoiser):
         blocks = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
         if len(blocks) != len(widths):
             raise ValueError(f"blocks: expected one number or {len(widths)}, one for each of widths, got {blocks}")
-        self.widths, self.blocks, self.half = tuple(widths), blocks, half
+        self.widths, self.blocks, self.half_trunk = tuple(widths), blocks, half
         self.head = _conv(4 * 3, widths[0])
         self.down = nn.ModuleList(map(self.stage, widths[:-1], blocks))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2, bias=False) for a, b in pairwise(widths))
@@ -63,6 +63,8 @@ class ResidualUNet(Denoiser):
         :return: denoised images, of the shape and dtype of ``x``; float32 for integers.
         :raises ValueError: for another shape, or noise levels that are negative, not finite or of another number.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if x.ndim != 4 or x.shape[1] != 1 or x.is_complex():
             raise ValueError(f"x: expected real one-channel images (B, 1, H, W), got {tuple(x.shape)} of {x.dtype}")
         x = x if x.is_floating_point() else x.float()
@@ -81,7 +83,7 @@ class ResidualUNet(Denoiser):
         features = torch.cat([y, detail, sigma.expand_as(y)], 1)
         features = F.pixel_unshuffle(features, 2).to(memory_format=torch.channels_last)
         features = self.head(features)
-        half = half_is_fast(y.device) if self.half is None else self.half
+        half = half_is_fast(y.device) if self.half_trunk is None else self.half_trunk
         with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
             features = self._trunk(features, sigma)
         with torch.autocast(y.device.type, enabled=False):

@@ -37,14 +37,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of ibsr18, ct_vertebra and busi256")
     parser.add_argument("--out", type=Path, default=Path("runs/joint"))
-    parser.add_argument("--only", help="names of tasks, with commas between")
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), metavar="TASK")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     every = TASKS if options.data else ["brain-tissue"]
-    for name in options.only.split(",") if options.only else every:
+    for name in options.only or every:
         task = TASKS[name](options.data, options.count)
         table = task.evaluate(workers=options.workers, out=options.out / f"{name}.csv", progress=True)
         print(f"\n{name}: {len(task.cases)} cases\n")

@@ -98,7 +98,7 @@ def noise_covariance(samples: Tensor, contaminated: bool = False) -> Tensor:
     coils, count = samples.shape
     if count < 2 * coils:
         raise ValueError(f"samples: expected at least twice as many as the {coils} coils, got {count}")
-    covariance = samples @ samples.mH / count
+    covariance = _regular(samples @ samples.mH / count)
     if contaminated:
         # the squared length of whitened noise has a gamma distribution; cut at its median, it loses this factor
         median = special.gammaincinv(coils, 0.5)
@@ -106,8 +106,14 @@ def noise_covariance(samples: Tensor, contaminated: bool = False) -> Tensor:
         for _ in range(10):
             lengths = whiten(samples, covariance).abs().square().sum(0)
             kept = samples[:, lengths <= lengths.median()]
-            covariance = kept @ kept.mH / kept.shape[1] / lost
+            covariance = _regular(kept @ kept.mH / kept.shape[1] / lost)
     return covariance
+
+
+def _regular(covariance: Tensor, share: float = 1e-3) -> Tensor:
+    """With a little on the diagonal, lest simulated coils without noise, or dependent ones, make it singular."""
+    least = share * covariance.diagonal().real.mean()
+    return covariance + least * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
 def whiten(kspace: Tensor, covariance: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -151,5 +152,11 @@ def _check_trajectory(trajectory, dimensions: int) -> Tensor:
         raise ValueError(
             f"trajectory: expected radians per pixel in [-pi, pi), got values from {low:.4g} to {high:.4g}; "
             "cycles per field of view are multiplied by 2 pi and divided by the number of pixels"
+        )
+    if 0.45 < max(-low, high) <= 0.5 + 1e-5:
+        warnings.warn(
+            f"trajectory: expected radians per pixel, up to pi, got up to {max(-low, high):.3g}; are these cycles per "
+            "pixel, which are multiplied by 2 pi?",
+            stacklevel=4,
         )
     return trajectory

@@ -13,8 +13,8 @@ call the step size.
 from __future__ import annotations
 
 from dataclasses import is_dataclass, replace
-from numbers import Integral
 
+from operators.operator import whole
 from pnp.baselines import ConjugateGradients, Direct, TotalVariation, Wavelets
 from pnp.descent import GradientStep
 from pnp.diffusion import DAPS, DDNM, DDRM, DDS, DPS, FIRE, DiffPIR, PiGDM, REDDiff
@@ -85,11 +85,10 @@ def find(algorithm, iterations: int | None):
         kind = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
         raise TypeError(f"algorithm: expected a name or an algorithm, got {kind}")
     if iterations is not None:
-        if not isinstance(iterations, Integral) or iterations < 1:
-            raise ValueError(f"iterations: expected a whole number of at least 1, got {iterations!r}")
+        iterations = whole("iterations", iterations)
         if not is_dataclass(algorithm):
             raise TypeError(f"iterations: expected an algorithm that is a dataclass, got {type(algorithm).__name__}")
-        algorithm = replace(algorithm, iterations=int(iterations))
+        algorithm = replace(algorithm, iterations=iterations)
         if algorithm.iterations != iterations:
             raise ValueError(f"iterations: expected {algorithm.iterations}, as many as sigma and rho, got {iterations}")
     if getattr(algorithm, "iterations", 1) < 1:

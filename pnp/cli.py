@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from operators.operator import whole
-from pnp import DivergenceError, io
+from pnp import io
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.threads is not None:
             torch.set_num_threads(whole("--threads", options.threads))
         options.run(options)
-    except (ValueError, TypeError, OSError, ImportError, DivergenceError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"pnp: {error}", file=sys.stderr)
         return 2
     return 0
@@ -72,7 +72,7 @@ def segment(options) -> None:
 
 
 def batch(options) -> None:
-    """Files that are done with this model are left out, those that fail are named, and the others go on."""
+    """Files that are done with this model and have not changed are left out, those that fail are named."""
     import pandas
 
     import segmentation
@@ -87,12 +87,16 @@ def batch(options) -> None:
     out = options.out or folder.with_name(folder.name + "-pnp")
     out.mkdir(parents=True, exist_ok=True)
     table = out / "batch.csv"
-    rows = pandas.read_csv(table).fillna({"error": ""}).to_dict("records") if table.exists() else []
-    names = {path.name for path in files}  # what failed, or was done with another model, is done again
-    rows = [row for row in rows if not row["error"] and (row["file"] not in names or row.get("model") == options.model)]
-    done = {row["file"] for row in rows}
+    text = dict.fromkeys(("file", "model", "changed", "error"), str)
+    rows = pandas.read_csv(table, dtype=text).fillna({"error": ""}).to_dict("records") if table.exists() else []
+    # what failed, has changed, or was done with another model is done again
+    wanted = {path.name: {"model": options.model, "changed": _changed(path), "error": ""} for path in files}
+    rows = [row for row in rows if row == row | wanted.get(row["file"], {"error": ""})]
+    done = {row["file"] for row in rows} & set(wanted)
+    if done:
+        print(f"{len(done)} of {len(files)} files are done already")
     for path in (path for path in files if path.name not in done):
-        row, began = {"file": path.name, "model": options.model, "error": ""}, time.perf_counter()
+        row, began = {"file": path.name} | wanted[path.name], time.perf_counter()
         name = _stem(path) if stems[_stem(path)] == 1 else path.name
         try:
             scan, labels = _segmented(path, segmenter)
@@ -108,6 +112,12 @@ def batch(options) -> None:
     print(f"wrote {table}")
     if failed := [row["file"] for row in rows if row["error"]]:
         raise ValueError(f"{len(failed)} of {len(rows)} files failed: {', '.join(failed)}")
+
+
+def _changed(path: Path) -> str:
+    """When a file, or the last of a folder's, was changed, and how many bytes there are."""
+    found = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+    return f"{max(f.st_mtime_ns for f in found)} {sum(f.st_size for f in found)}"
 
 
 def _segmented(path: Path, segmenter):

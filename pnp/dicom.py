@@ -48,6 +48,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, bool, dict]:
     if len({array.shape for array in pixels}) > 1 or pixels[0].ndim != 2:
         raise ValueError(f"path: expected grey slices of one size in {path}, got {sorted({a.shape for a in pixels})}")
     first = slices[0]
+    if "SharedFunctionalGroupsSequence" in first and "ImagePositionPatient" not in first:
+        raise ValueError(f"path: expected slices with a position in {path}, got a multi-frame object or a segmentation")
     if len(found := {str(s.get("SeriesInstanceUID", "")) for s in slices}) > 1:
         raise ValueError(f"path: expected the slices of one series in {path}, got those of {len(found)}")
     orientation = np.array(first.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), float)
@@ -86,9 +88,12 @@ def write_series(path: Path, images: np.ndarray, like=None) -> Path:
 
     They are 16-bit, with slope and intercept, as a new series of the scan's study.
 
+    :raises ValueError: for images with NaN or infinity, which the format does not have.
     :raises FileExistsError: where ``path`` is a folder already, of which nothing is lost.
     """
     _check_free(path)
+    if not np.isfinite(images).all():
+        raise ValueError("image_or_labels: expected finite values for DICOM, got NaN or infinity")
     low, high = float(images.min()), float(images.max())
     slope = (high - low) / 65535 or 1.0
     datasets = headers(like, images.shape, "reconstruction")
@@ -119,9 +124,15 @@ def write_segmentation(path: Path, labels: np.ndarray, like=None, classes: tuple
     """Write labels (B, H, W) as a DICOM segmentation, by highdicom, with a segment for each class but the background.
 
     :param classes: their names, the background first; default numbers.
+    :raises ValueError: for labels that are not within 0 to 255, or names of fewer classes.
     :raises FileExistsError: where ``path`` is a folder.
     """
     _check_free(path)
+    if labels.min() < 0 or labels.max() > 255:
+        raise ValueError(
+            f"image_or_labels: expected labels from 0 to 255 for DICOM, got {labels.min()} to {labels.max()}; number "
+            "the classes anew, or write NIfTI"
+        )
     from highdicom.content import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes

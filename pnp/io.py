@@ -54,8 +54,9 @@ def load(path: str | Path) -> Scan:
     """Read raw k-space or an image.
 
     Complex ``.npy`` arrays (N, H, W), coils first, or (H, W), and BART's ``.cfl``/``.hdr`` are raw data: mask, coil
-    sensitivities and noise are found, see :func:`pnp.raw.cartesian_mri`. NIfTI, DICOM (a file or a folder of a series)
-    and real ``.npy`` arrays are images. Volumes become slices across their coarsest axis.
+    sensitivities and noise are found, see :func:`pnp.raw.cartesian_mri`. NIfTI (complex ones by their magnitude), DICOM
+    (a file or a folder of a series) and real ``.npy`` arrays are images. Volumes become slices across their coarsest
+    axis.
 
     :raises FileNotFoundError: where there is no such file.
     :raises ValueError: for a damaged file, or one of another kind.
@@ -77,6 +78,8 @@ def load(path: str | Path) -> Scan:
             raise ValueError(
                 f"path: expected a numeric array (H, W) or (D, H, W) in {path}, got {array.dtype} {array.shape}"
             )
+        if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
+            raise ValueError(f"path: expected grey images (H, W) or (D, H, W) in {path}, got colours {array.shape}")
         volume, axis = (array[..., None], 2) if array.ndim == 2 else (array, 0)
         return _image(path, volume, np.eye(4), axis, told=False)
     if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -99,13 +102,13 @@ def save(
         folder of that name with a file for each, in the study of ``like``, of labels a DICOM segmentation; ``.npy``; or
         ``.png`` (the middle slice).
     :param image_or_labels: images (B, 1, H, W), complex ones (B, 2, H, W), whose magnitude is written, a volume
-        (1, 1 or 2, D, H, W), or labels (B, H, W) of integers.
+        (1, 1 or 2, D, H, W), or labels (B, H, W) of integers; integers of other shapes are an image.
     :param like: the scan that it belongs to, which gives the geometry.
     :param classes: names of the classes, the background first, for a DICOM segmentation.
     :raises ValueError: for another file name or shape, or one that is not that of ``like``.
     :raises FileExistsError: for DICOM, where ``path`` is a folder already.
     """
-    path, array = Path(path), _array(image_or_labels)
+    path, array, integer = Path(path), *_array(image_or_labels)
     if like is not None and like.image is not None and (like.image.shape[0], *like.image.shape[2:]) != array.shape:
         raise ValueError(
             f"like: expected a scan of {array.shape[0]} slices of {array.shape[1:]}, got {tuple(like.image.shape)}"
@@ -115,7 +118,6 @@ def save(
     if ending not in (".nii", ".nii.gz", ".dcm", ".npy", ".png"):
         raise ValueError(f"path: expected a name ending in .nii, .nii.gz, .dcm, .npy or .png, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    integer = array.dtype.kind in "iu"
     if ending == ".dcm":
         if integer:
             return dicom.write_segmentation(path, array, like, classes)
@@ -132,9 +134,13 @@ def save(
     return path
 
 
-def _array(image_or_labels: Tensor | np.ndarray) -> np.ndarray:
-    """Slices (B, H, W): magnitudes of complex images, labels as small integers."""
-    values = torch.as_tensor(image_or_labels).detach().cpu()
+def _array(image_or_labels: Tensor | np.ndarray) -> tuple[np.ndarray, bool]:
+    """Slices (B, H, W), of complex images magnitudes, of labels small integers; and whether they are labels."""
+    if not isinstance(image_or_labels, Tensor):  # torch knows neither all integers nor the other order of bytes
+        array = np.asarray(image_or_labels)
+        image_or_labels = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iub" else _native(array)))
+    values = image_or_labels.detach().cpu()
+    labels = values.ndim == 3 and not (values.is_floating_point() or values.is_complex())
     shape = tuple(values.shape)
     values = values.abs() if values.is_complex() else values
     if values.ndim == 5 and len(values) == 1:
@@ -146,9 +152,13 @@ def _array(image_or_labels: Tensor | np.ndarray) -> np.ndarray:
     if values.ndim != 3 or not values.numel():
         raise ValueError(f"image_or_labels: expected (B, 1, H, W), (B, 2, H, W) or (B, H, W), got {shape}")
     if values.is_floating_point():
-        return values.float().numpy()
+        return values.float().numpy(), labels
     small = values.min().item() >= 0 and values.max().item() < 256
-    return values.numpy().astype(np.uint8 if small else np.int32)
+    return values.numpy().astype(np.uint8 if small else np.int32), labels
+
+
+def _native(array: np.ndarray) -> np.dtype:
+    return array.dtype.newbyteorder("=")
 
 
 def read_cfl(path: str | Path) -> np.ndarray:
@@ -179,7 +189,9 @@ def _raw(path: Path, array: np.ndarray) -> Scan:
                 "readout of 3-D data first and save its slices one by one"
             )
         array = array.reshape(*spatial, shape[3]).transpose(2, 0, 1)
-    op, y, metadata = cartesian_mri(torch.from_numpy(np.ascontiguousarray(array)).to(torch.complex64))
+    elif array.ndim == 3 and array.shape[-1] < min(32, array.shape[0] / 2):
+        raise ValueError(f"path: expected k-space with coils first (N, H, W) in {path}, got {array.shape}: coils last?")
+    op, y, metadata = cartesian_mri(torch.from_numpy(np.ascontiguousarray(array, np.complex64)))
     return Scan(path, y, op, metadata=metadata)
 
 
@@ -200,7 +212,9 @@ def _image(path: Path, volume: np.ndarray, affine: np.ndarray, axis=None, metada
 def _nifti(path: Path) -> Scan:
     try:
         file = nibabel.load(path)
-        volume = file.get_fdata(dtype=np.float32)
+        if (kind := file.get_data_dtype().kind) == "V":
+            raise ValueError("expected grey values, got colours")
+        volume = np.abs(file.dataobj).astype(np.float32) if kind == "c" else file.get_fdata(dtype=np.float32)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"path: {path} is not a complete NIfTI file: {error}") from None
     volume = volume.reshape(volume.shape[:3] + tuple(n for n in volume.shape[3:] if n > 1))

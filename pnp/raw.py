@@ -46,14 +46,22 @@ def cartesian_mri(kspace: Tensor, calibration: int = 24, most_coils: int = 12) -
     found["calibration"] = (rows, columns)
     if min(rows, columns) < 8:
         raise ValueError(f"kspace: expected a fully sampled centre of at least 8 x 8 samples, got {rows} x {columns}")
+    white, region = coils.whiten(kspace, covariance), (min(rows, calibration), min(columns, calibration))
+    kernel = min(6, min(region) // 2)  # windows must overlap for a null space
     if len(kspace) > most_coils:
-        kspace = coils.compress(coils.whiten(kspace, covariance), most_coils)
-        covariance = torch.eye(most_coils, dtype=kspace.dtype)
-        found["virtual coils"] = most_coils
-    region = min(rows, calibration), min(columns, calibration)
-    maps = coils.espirit(kspace, region, kernel=min(6, min(region) // 2))  # windows must overlap for a null space
-    op = MRI(mask, coils.whiten(maps, covariance))
-    return op, from_complex(coils.whiten(kspace, covariance)[None]), found
+        white, found["virtual coils"] = coils.compress(white, most_coils), most_coils
+        maps = coils.espirit(white, region, kernel)
+        size = torch.linalg.vector_norm(_combined(maps, white, kspace), dim=0)  # 1, of the coils that were measured
+        maps = torch.where(size > 0, maps / size, 0)
+    else:
+        maps = coils.whiten(coils.espirit(kspace, region, kernel), covariance)
+    return MRI(mask, maps), from_complex(white[None]), found
+
+
+def _combined(maps: Tensor, virtual: Tensor, kspace: Tensor) -> Tensor:
+    """Sensitivities of the coils, from those of virtual ones, and from the k-space of both."""
+    back = torch.linalg.lstsq(virtual.flatten(1).T, kspace.flatten(1).T).solution.T
+    return torch.einsum("nc,chw->nhw", back, maps)
 
 
 def _outer(kspace: Tensor, sampled: Tensor, share: float = 1 / 24) -> Tensor:

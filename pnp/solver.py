@@ -102,9 +102,9 @@ def solve(
 
     :param op: the forward operator A, any ``deepinv.physics.LinearPhysics``.
     :param y: measurements of a batch of images.
-    :param denoiser: the prior: ``denoiser(x, sigma)`` on images (B, C, H, W), sigma in the units of x. One for grey
-        images is applied to real and imaginary part of complex ones, and to volumes (B, C, D, H, W) slice by slice,
-        along another axis in each iteration. Algorithms without a denoiser take None.
+    :param denoiser: the prior: ``denoiser(x, sigma)`` on images (B, C, H, W), sigma (B,) in the units of x. One for
+        grey images is applied to real and imaginary part of complex ones, as a batch, and to volumes (B, C, D, H, W)
+        slice by slice, along another axis in each iteration. Algorithms without a denoiser take None.
     :param algorithm: None for the recommended one, the name of one (``"drs"``, ``"hqs"``, ``"tv"``), or an instance
         with its own settings, for instance ``pnp.algorithms.HQS(weight=0.5)``.
     :param noise: standard deviation of the noise in y: a number, or a tensor broadcastable to y for noise of another

@@ -36,7 +36,8 @@ class Segmenter(nn.Module):
         self.network, self.classes, self.temperature = network, tuple(classes), temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K, H, W). For networks of one channel, images of two are complex: their magnitude is segmented."""
+        """Logits (B, K, H, W). Of complex images, also as two channels for networks of one, it is the magnitude's."""
+        x = _real(x)
         channels = getattr(self.network, "in_channels", 1)
         if x.ndim != 4 or (x.shape[1] != channels and (channels, x.shape[1]) != (1, 2)):
             complex_too = ", or (B, 2, H, W) complex" if channels == 1 else ""
@@ -45,7 +46,8 @@ class Segmenter(nn.Module):
             raise ValueError("x: expected finite values, got NaN or infinity")
         if channels == 1 and x.shape[1] == 2:
             x = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return self.network(standardise(x.float())) / self.temperature
+        dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
+        return self.network(standardise(x.to(dtype))) / self.temperature
 
     @torch.no_grad()
     def probabilities(self, x: Tensor, *, flips: bool = False, tile: int | None = None) -> Tensor:
@@ -57,6 +59,7 @@ class Segmenter(nn.Module):
             found for each square on its own.
         """
         logits = self
+        x = _real(x)
         if tile is not None and tile < 1:
             raise ValueError(f"tile: expected the side of a square of at least 1 pixel, got {tile}")
         if tile is not None and tile < max(x.shape[-2:]):
@@ -104,6 +107,12 @@ class Segmenter(nn.Module):
 
         self.temperature = math.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
         return self
+
+
+def _real(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    return x.abs() if x.is_complex() else x
 
 
 def without_specks(labels: Tensor, smallest: int) -> Tensor:

@@ -272,7 +272,7 @@ def test_by_name_better_than_without_a_prior(name, multicoil, medical):
 def test_units_do_not_matter(name, multicoil):
     op, y, _ = multicoil
     denoiser = denoisers.load("gradient-step" if name == "gradient-step" else "medical")
-    denoiser.half = False  # so that rounding does not grow
+    denoiser.half_trunk = False  # so that rounding does not grow
     x = pnp.solve(op, y, denoiser, algorithm=name, iterations=4).x
     scaled = operators.MRI(op.mask[0, 0], 30 * op.maps[0])
     other = pnp.solve(scaled, 1e3 * y, denoiser, algorithm=name, iterations=4, noise=10.0).x

@@ -123,7 +123,13 @@ def test_batch(kspace, tmp_path, capsys):
     assert table.loc["raw.npy", ["CSF", "grey matter", "white matter"]].sum() > 0
     (folder / "broken.nii.gz").unlink()
     assert main(["batch", str(folder)]) == 0  # nothing is left to do
-    assert "raw.npy" not in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("2 of 2 files are done already")
+    np.save(folder / "image.npy", np.zeros((8, 40, 40), np.float32) + kspace.real[0, :40, :40])
+    assert main(["batch", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "image.npy: done" in shown
+    assert "raw.npy: done" not in shown
+    assert len(pandas.read_csv(out / "batch.csv")) == 2
 
 
 def test_batch_with_another_model_and_files_of_one_name(tmp_path, capsys, monkeypatch):

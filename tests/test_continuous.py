@@ -64,7 +64,7 @@ def test_steps_can_be_changed_and_weights_kept(tmp_path):
     x = torch.rand(1, 1, 16, 16)
     path = denoisers.save(unet, tmp_path / "weights.safetensors")
     loaded = denoisers.load(path)
-    loaded.half = unet.half = False  # weights are kept in half precision, which bfloat16 would add to
+    loaded.half_trunk = unet.half_trunk = False  # weights are kept in half precision, which bfloat16 would add to
     assert torch.allclose(loaded(x, 0.1), unet(x, 0.1), atol=1e-2)
     parameters = sum(p.numel() for p in unet.parameters())
     assert sum(p.numel() for p in network(5).parameters()) == parameters

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import deepinv
 import numpy as np
 import pytest
 import torch
+from conftest import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,7 +67,7 @@ def test_without_noise_nothing_breaks(brain, medical):
 
 def test_half_precision_costs_no_quality(brain):
     full, half = denoisers.load("medical"), denoisers.load("medical")
-    full.half, half.half = False, True
+    full.half_trunk, half.half_trunk = False, True
     for level in (2, 25):
         noisy = brain + level / 255 * torch.randn_like(brain)
         assert abs(psnr(full(noisy, level / 255), brain) - psnr(half(noisy, level / 255), brain)) < 0.1
@@ -105,7 +107,7 @@ def test_downloads_fail_clearly(monkeypatch):
 
 def test_adapter_maps_the_range(brain):
     medical = denoisers.load("medical")
-    medical.half = False  # so that the rounding of the images does not grow
+    medical.half_trunk = False  # so that the rounding of the images does not grow
     noisy = brain + 0.1 * torch.randn_like(brain)
     adapted = denoisers.adapt(medical, scale=2000.0, offset=-1000.0)
     out = adapted(2000 * noisy - 1000, 200.0)
@@ -288,3 +290,11 @@ def test_samples_of_the_bundled_prior_are_seeded(medical):
         denoisers.sample(medical, steps=0)
     with pytest.raises(ValueError, match="first, last: expected first >= last > 0"):
         denoisers.sample(medical, first=0.1, last=0.2)
+
+
+def test_weights_in_another_precision(brain, medical):
+    """As any module, networks can be cast."""
+    network = copy.deepcopy(medical)
+    wanted = network(brain, 0.1)
+    assert relative(network.half()(brain, 0.1), wanted) < 1e-2
+    assert relative(network.double()(brain, 0.1), wanted) < 1e-2

@@ -301,3 +301,70 @@ def test_coils_without_a_signal_are_left_out(undersampled):
     assert found["coils"] == len(kspace)
     torch.testing.assert_close(y, expected[1])
     torch.testing.assert_close(op.maps, expected[0].maps)
+
+
+def test_labels_and_values_that_dicom_does_not_hold(tmp_path):
+    labels = torch.zeros(2, 24, 24, dtype=torch.long)
+    for value in (300, -1):
+        labels[0, :5] = value
+        with pytest.raises(ValueError, match="image_or_labels: expected labels from 0 to 255"):
+            io.save(tmp_path / "labels.dcm", labels)
+    image = torch.rand(2, 1, 24, 24)
+    image[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="image_or_labels: expected finite"):
+        io.save(tmp_path / "image.dcm", image)
+    assert not list(tmp_path.iterdir())
+    hounsfield = torch.arange(-288, 288, dtype=torch.int16).reshape(1, 1, 24, 24)  # integers, but no labels
+    torch.testing.assert_close(
+        io.load(io.save(tmp_path / "ct.dcm", hounsfield)).image, hounsfield.float(), atol=0.01, rtol=0
+    )
+
+
+def test_segmentations_are_no_series(tmp_path):
+    path = io.save(tmp_path / "one.dcm", torch.ones(1, 24, 24, dtype=torch.long))
+    with pytest.raises(ValueError, match="path: expected slices with a position"):
+        io.load(path)
+
+
+@pytest.mark.parametrize("make", [lambda a: a.astype(np.uint16), lambda a: a[:, ::-1], lambda a: a.astype(">f4")])
+def test_arrays_that_torch_does_not_know(make, tmp_path):
+    array = make(100 * np.random.default_rng(0).random((2, 16, 12)).astype(np.float32))
+    assert np.array_equal(np.load(io.save(tmp_path / "a.npy", array)), array)
+
+
+def test_complex_and_coloured_nifti(tmp_path):
+    image = (np.random.default_rng(0).standard_normal((16, 12, 2)) * (1 + 2j)).astype(np.complex64)
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "complex.nii.gz")
+    found = io.load(tmp_path / "complex.nii.gz").image
+    assert np.allclose(np.sort(found.flatten()), np.sort(np.abs(image).ravel()))
+    colours = np.zeros((16, 12, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii.gz")
+    with pytest.raises(ValueError, match="got colours"):
+        io.load(tmp_path / "colours.nii.gz")
+
+
+def test_axes_in_the_wrong_order(kspace, tmp_path):
+    np.save(tmp_path / "raw.npy", np.tile(kspace, (2, 1, 1)).transpose(1, 2, 0))
+    with pytest.raises(ValueError, match="coils first"):
+        io.load(tmp_path / "raw.npy")
+    np.save(tmp_path / "picture.npy", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="got colours"):
+        io.load(tmp_path / "picture.npy")
+
+
+@pytest.mark.parametrize("coils", [16, 32])
+def test_many_simulated_coils_without_noise(coils, brain, medical):
+    truth = torch.cat([brain, torch.zeros_like(brain)], 1)
+    op = operators.MRI(masks.poisson((96, 80), 2, 24, seed=0), operators.coils.birdcage((96, 80), coils))
+    y = op.A(truth)[0]
+    found = pnp.solve(*raw.cartesian_mri(torch.complex(y[0], y[1]))[:2], medical, iterations=4).x
+    signal = truth.norm(dim=1, keepdim=True) > 0.1
+    assert quality.psnr(found * signal, truth * signal).item() > 36
+
+
+def test_raw_data_in_small_units(undersampled, medical):
+    one, other = (
+        pnp.solve(*raw.cartesian_mri(torch.from_numpy(undersampled) * factor)[:2], medical, iterations=2).x
+        for factor in (1, 1e-12)
+    )
+    assert (other * 1e12 - one).norm() < 1e-2 * one.norm()

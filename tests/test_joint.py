@@ -241,6 +241,13 @@ def test_measurements_and_samples_as_cases(segmenter):
         evaluate([(y, labels)], operator, ["oracle"], segmenter)
 
 
+def test_unknown_solvers_are_named_before_anything_runs(segmenter):
+    with pytest.raises(ValueError, match="algorithm: expected one of"):
+        evaluate([phantom(0)], OPERATORS, ["direct", "magic"], segmenter)
+    with pytest.raises(TypeError, match="segmenter: expected one such as"):
+        evaluate([phantom(0)], OPERATORS, ["direct"], "brain-tissue")
+
+
 def test_bad_input(segmenter):
     image, labels = phantom(0)
     with pytest.raises(ValueError, match="solvers: expected at least one"):
@@ -307,6 +314,14 @@ def test_summary_compares_case_by_case():
     assert summary.loc["a", "dice_p"] == 1
     with pytest.raises(ValueError, match="baseline: expected one of"):
         made_up(level + np.zeros(4), level + np.zeros(4)).summary("z")
+
+
+def test_what_is_found_where_nothing_is_stays_in_the_comparison():
+    """Solver b finds a class in the one case that has none."""
+    dice = np.array([[0.9, 0.9, 0.9, 0.9], [0.9, 0.9, 0.9, 0.9], [np.nan, 0.0, np.nan, np.nan]])
+    summary = made_up(dice, np.zeros((3, 4))).summary("a").set_index("solver")
+    assert list(summary["dice_difference"]) == pytest.approx([0, -1 / 3, 0, 0])
+    assert list(summary["dice_cases"]) == [2, 3, 2, 2]
 
 
 def test_files_and_plot(table, tmp_path):

@@ -143,3 +143,9 @@ def test_an_operator_keeps_its_own_trajectory():
     before = op.A(x)
     points *= 0.5
     torch.testing.assert_close(op.A(x.repeat(2, 1, 1, 1))[:1], before)
+
+
+def test_cycles_per_pixel_are_asked_about():
+    trajectory = trajectories.radial(8, 64)
+    with pytest.warns(UserWarning, match="cycles per pixel"):
+        operators.NonCartesianMRI(trajectory / (2 * torch.pi), (32, 32))

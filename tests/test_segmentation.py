@@ -172,3 +172,14 @@ def test_temperature_is_found():
     truth = labels[None].long()
     assert metrics.calibration_error(after, truth) < 0.5 * metrics.calibration_error(before, truth)
     assert metrics.brier(after, truth) < metrics.brier(before, truth)
+
+
+def test_complex_images_are_segmented_by_their_magnitude(brain):
+    segmenter = segmentation.load("brain-tissue")
+    wanted = segmenter.predict(brain)
+    for tile in (None, 64):
+        found = segmenter.predict(brain * (0.6 + 0.8j), tile=tile)
+        assert torch.equal(found, segmenter.predict((brain * (0.6 + 0.8j)).abs(), tile=tile))
+    assert (segmenter.double().predict(brain) == wanted).float().mean() > 0.999
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor"):
+        segmenter.predict(brain.numpy())

@@ -53,7 +53,7 @@ SETTINGS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", help="names of operators, with commas between")
+    parser.add_argument("--only", nargs="+", choices=OPERATORS, metavar="OPERATOR")
     parser.add_argument("--samplers", help="names of methods, with commas between, '' for none")
     parser.add_argument("--calls", default=CALLS, help="numbers of denoiser calls, with commas between")
     parser.add_argument("--images", type=int, default=8)
@@ -67,7 +67,7 @@ def main():
     calls = [int(count) for count in options.calls.split(",")]
     print("| operator | method | " + " | ".join(map(str, calls)) + " |" + "".join(f" best of {k} |" for k in TUNED))
     print("|---" * (2 + len(calls) + len(TUNED)) + "|")
-    for name in options.only.split(",") if options.only else OPERATORS:
+    for name in options.only or OPERATORS:
         op, y, score = case(name, options)
         for method in names:
             figures = [text(scores(method, op, y, denoiser, score, count)) for count in calls]

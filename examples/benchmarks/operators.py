@@ -311,10 +311,11 @@ def main():
     parser.add_argument("--only", default="", help="cases whose name contains this text")
     parser.add_argument("--out", help="markdown file for the table")
     options = parser.parse_args()
-    lines = []
-    for case, programs in CASES.items():
-        if options.only.lower() in case.lower():
-            lines += [f"### {case}", "", *run(case, programs, options.rounds), ""]
+    lines, chosen = [], [case for case in CASES if options.only.lower() in case.lower()]
+    if not chosen:
+        parser.error(f"--only: expected a part of one of {', '.join(CASES)}, got {options.only}")
+    for case in chosen:
+        lines += [f"### {case}", "", *run(case, CASES[case], options.rounds), ""]
     if options.out:
         with open(options.out, "w") as file:
             file.write("\n".join(lines))

@@ -33,7 +33,7 @@ SOLVERS = runpy.run_path(str(Path(__file__).with_name("solvers.py")))
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", help="names of operators, with commas between")
+    parser.add_argument("--only", nargs="+", choices=list(SOLVERS["OPERATORS"]), metavar="OPERATOR")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--algorithm", help="default pnp.sample's")
@@ -45,7 +45,7 @@ def main():
     haarpsi, blur = deepinv.metric.HaarPSI(), deepinv.metric.BlurStrength()
     print("| operator | coverage, lowest to highest | error / spread | Spearman | PSNR of mean, sample |", end=" ")
     print("HaarPSI of mean, sample | blur of truth, mean, sample |\n" + "|---" * 7 + "|")
-    for name in options.only.split(",") if options.only else SOLVERS["OPERATORS"]:
+    for name in options.only or SOLVERS["OPERATORS"]:
         op, truth, y, _ = SOLVERS["case"](name, options)
         samples = pnp.sample(op, y, denoiser, n=options.samples, algorithm=options.algorithm, seed=0)
         spread = torch.stack([quality.magnitude(x) for x in samples.x]).std(0)

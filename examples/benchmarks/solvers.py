@@ -1,6 +1,6 @@
 """What is lost by not tuning: pnp.solve beside an oracle that tunes the same algorithm with the truth, and DPIR.
 
-    python examples/benchmarks/solvers.py DATA [--algorithm hqs] [--only radial,ct-30] [--images 8] [--noise]
+    python examples/benchmarks/solvers.py DATA [--algorithm hqs] [--only "CT 30 views" "ultrasound PSF"] [--noise]
 
 For each operator, 8 real images of the fitting kind that training never saw. ``pnp.solve`` is given the operator, the
 measurements and the denoiser; the oracle picks, for each image, the best of 60 settings of the same algorithm with the
@@ -45,7 +45,7 @@ def main():
     parser.add_argument("--algorithm", help="default the recommended one")
     parser.add_argument("--iterations", type=int, help="default the algorithm's")
     parser.add_argument("--denoiser", default="medical")
-    parser.add_argument("--only", help="names of operators, with commas between")
+    parser.add_argument("--only", nargs="+", choices=list(OPERATORS), metavar="OPERATOR")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--without-oracle", action="store_true")
@@ -58,7 +58,7 @@ def main():
     algorithm = find(options.algorithm, options.iterations)
     print("| operator | noise, estimated / true | pnp.solve | oracle | loss | DPIR, true noise |\n" + "|---" * 6 + "|")
     losses = []
-    for name in options.only.split(",") if options.only else OPERATORS:
+    for name in options.only or OPERATORS:
         op, truth, y, sigma = case(name, options)
         solution = pnp.solve(op, y, denoiser, algorithm=algorithm)
         found = scores(solution.x, truth)
@@ -73,7 +73,7 @@ def main():
 
 def noise_levels(options):
     print("| operator | " + " | ".join(map(str, NOISE_LEVELS)) + " |\n" + "|---" * (1 + len(NOISE_LEVELS)) + "|")
-    for name in options.only.split(",") if options.only else OPERATORS:
+    for name in options.only or OPERATORS:
         if isinstance(OPERATORS[name][2], operators.LowDose):
             continue  # which tells
         figures = []

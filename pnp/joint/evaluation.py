@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from denoisers.weights import replace
-from pnp import quality
+from pnp import algorithms, quality
 from pnp.joint.table import KEYS, Table
 from pnp.solver import solve
 from segmentation import metrics
@@ -95,6 +95,11 @@ def evaluate(
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if any(solver == ORACLE and name != ORACLE for name, solver in solvers.items() if isinstance(solver, str)):
         raise ValueError(f'solvers: expected the oracle under the name "{ORACLE}"')
+    for solver in solvers.values():
+        if isinstance(solver, str) and solver not in ("pnp", ORACLE):
+            algorithms.find(solver, None)
+    if not hasattr(segmenter, "predict") or not hasattr(segmenter, "classes"):
+        raise TypeError(f"segmenter: expected one such as segmentation.load() returns, got {type(segmenter).__name__}")
     cases = [check_case(index, case, operators, len(segmenter.classes)) for index, case in enumerate(cases)]
     if ORACLE in solvers and any(image is None for _, image, _ in cases):
         raise ValueError("solvers: the oracle needs an image, a case has measurements only")

@@ -34,27 +34,34 @@ class Table:
     def summary(self, baseline: str | None = None, level: float = 0.95, seed: int = 0) -> pandas.DataFrame:
         """Means over the cases for each operator and solver, with bootstrap intervals.
 
+        A case counts for a score where it has one: without a class in the truth, a segmentation that found none has
+        no Dice, one that found some has 0. So that failures of that kind stay in the differences, such a case counts 1
+        there for the one without a score.
+
         :param baseline: a solver that the others are compared with, case by case: the mean difference in PSNR and
             Dice, its bootstrap interval, and the p-value of Wilcoxon's signed-rank test.
         :param level: of the intervals.
-        :return: a row for each operator and solver; columns ``<score>``, ``<score>_low``, ``<score>_high`` and, with a
-            baseline, ``<score>_difference``, ``..._difference_low``, ``..._difference_high`` and ``<score>_p``.
+        :return: a row for each operator and solver; columns ``cases``, ``dice_cases`` (those with a Dice), ``<score>``,
+            ``<score>_low``, ``<score>_high`` and, with a baseline, ``<score>_difference``, ``..._difference_low``,
+            ``..._difference_high`` and ``<score>_p``.
         :raises ValueError: for a baseline that is not among the solvers.
         """
         if baseline is not None and baseline not in set(self.frame["solver"]):
             raise ValueError(f"baseline: expected one of {', '.join(self.frame['solver'].unique())}, got {baseline!r}")
         rows = []
         for (operator, solver), part in self.frame.groupby(["operator", "solver"], sort=False):
-            row = {"operator": operator, "solver": solver, "cases": len(part)}
+            row = {"operator": operator, "solver": solver, "cases": len(part), "dice_cases": part["dice"].count()}
             for score in SCORES:
                 values = part[score].dropna().to_numpy()
                 row[score] = values.mean() if len(values) else np.nan
                 row[f"{score}_low"], row[f"{score}_high"] = interval(values, level, seed)
             if baseline is not None:
                 other = self.frame[(self.frame["operator"] == operator) & (self.frame["solver"] == baseline)]
-                pair = part.set_index("case"), other.set_index("case")
                 for score in ("psnr", "dice"):
-                    differences = (pair[0][score] - pair[1][score]).dropna().to_numpy()
+                    values, others = (rows.set_index("case")[score] for rows in (part, other))
+                    empty = 1.0 if score == "dice" else None  # rightly found nothing
+                    differences = values.sub(others, fill_value=empty).reindex(values.index.intersection(others.index))
+                    differences = differences.dropna().to_numpy()
                     row[f"{score}_difference"] = differences.mean() if len(differences) else np.nan
                     low, high = interval(differences, level, seed)
                     row |= {f"{score}_difference_low": low, f"{score}_difference_high": high}
