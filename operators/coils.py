@@ -98,11 +98,12 @@ def noise_covariance(samples: Tensor, contaminated: bool = False) -> Tensor:
     coils, count = samples.shape
     if count < 2 * coils:
         raise ValueError(f"samples: expected at least twice as many as the {coils} coils, got {count}")
-    covariance = _regular(samples @ samples.mH / count)
+    covariance = samples @ samples.mH / count
     if contaminated:
         # the squared length of whitened noise has a gamma distribution; cut at its median, it loses this factor
         median = special.gammaincinv(coils, 0.5)
         lost = special.gammainc(coils + 1, median) / 0.5
+        covariance = _regular(covariance)
         for _ in range(10):
             lengths = whiten(samples, covariance).abs().square().sum(0)
             kept = samples[:, lengths <= lengths.median()]
