@@ -65,15 +65,12 @@ class MRI(Operator):
         t = self._tables(x)
         image = to_complex(x.expand(max(len(x), self.items), *self.image_shape))
 
-        def convolve(coils: Tensor) -> Tensor:
-            if not t.axes:
-                torch.view_as_real(coils).mul_(t.density)  # a real product of contiguous values is the fastest
-                return coils
-            coils = torch.fft.fftn(coils, dim=t.axes)
-            torch.view_as_real(coils).mul_(t.density)
-            return torch.fft.ifftn(coils, dim=t.axes, norm="forward")
+        def convolved_conjugate(coils: Tensor) -> Tensor:
+            coils = torch.fft.fftn(coils, dim=t.axes) if t.axes else coils
+            torch.view_as_real(coils).mul_(t.density)  # a real product of contiguous values is the fastest
+            return torch.fft.fftn(coils, dim=t.axes) if t.axes else coils
 
-        return from_complex(sum_over_coils(convolve, image, t.maps, t.conjugate))
+        return from_complex(sum_over_coils(convolved_conjugate, image, t.maps))
 
     def normal_inverse(self) -> callable | None:
         r"""The map :math:`(b, \rho) \mapsto (A^H A + \rho I)^{-1} b` in closed form, or None where there is none."""
@@ -141,8 +138,7 @@ class MRI(Operator):
         return {
             "mask": self.mask.to(device, dtype) * after,
             "maps": maps.to(complex_dtype),
-            "conjugate": maps.conj().resolve_conj().to(complex_dtype),
-            "density": torch.stack([density, density], -1),
+            "density": torch.stack([density, -density], -1),  # the product's conjugate: see sum_over_coils
             "axes": axes,
         }
 
@@ -157,25 +153,26 @@ def from_complex(x: Tensor) -> Tensor:
     return torch.view_as_real(x).movedim(-1, 1).contiguous()
 
 
-def sum_over_coils(convolve, image: Tensor, maps: Tensor, conjugate: Tensor, padding: int = 1) -> Tensor:
-    """The sum of conj(S_n) convolve(S_n x) over the coils n.
+def sum_over_coils(convolved_conjugate, image: Tensor, maps: Tensor, padding: int = 1) -> Tensor:
+    """The sum of conj(S_n) C(S_n x) over the coils n, for a convolution C.
 
-    On a CPU a few coils at a time, as many as each thread's cache holds: that spares memory and the time to get it.
+    On a CPU a few coils at a time, as many as each thread's cache holds: that spares memory and the time to get it. So
+    does the complex conjugate of the sum, whose factors are the sensitivities that the cache holds already.
 
-    :param convolve: function of coil images (B, n, ...), which it may overwrite.
+    :param convolved_conjugate: the complex conjugate of C, a function of coil images (B, n, ...), which it may
+        overwrite. It costs no more than C: conj(F'v) = F conj(v), and a product with real values may change signs, too.
     :param image: complex images x (B, ...).
     :param maps: coil sensitivities S (B, N, ...).
-    :param conjugate: their complex conjugates.
-    :param padding: size of what ``convolve`` works on, in images.
+    :param padding: size of what the convolution works on, in images.
     """
     bytes_each = image.numel() * image.element_size() * padding
     on_cpu = image.device.type == "cpu"
     group = torch.get_num_threads() * max(CACHE // bytes_each, 1) if on_cpu else maps.shape[1]
     total = torch.zeros_like(image)
-    for some, conjugates in zip(maps.split(group, 1), conjugate.split(group, 1)):
-        for coil, factor in zip(convolve(some * image[:, None]).unbind(1), conjugates.unbind(1)):
+    for some in maps.split(group, 1):
+        for coil, factor in zip(convolved_conjugate(some * image[:, None]).unbind(1), some.unbind(1)):
             total.addcmul_(coil, factor)  # a single pass through memory
-    return total
+    return total.conj().resolve_conj()
 
 
 def _centring(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class NonCartesianMRI(Operator):
         self.update_parameters(**kwargs)
         check_real(y, "y", self.measurement_shape, self.items)
         image, t = self._nufft.adjoint(to_complex(y)) / self._root, self._tables(y)
-        return from_complex(image if t.maps is None else (t.conjugate * image).sum(1))
+        return from_complex(image if t.maps is None else (t.maps.conj() * image).sum(1))
 
     def A_adjoint_A(self, x: Tensor, **kwargs) -> Tensor:
         """Normal product of images (B, 2, H, W), as a convolution."""
@@ -66,18 +66,18 @@ class NonCartesianMRI(Operator):
         image, t = to_complex(x.expand(max(len(x), self.items), *self.image_shape)), self._tables(x)
         axes = [(axis - len(self.image_shape) + 1, n) for axis, n in enumerate(self.image_shape[1:])]
 
-        def convolve(coils: Tensor) -> Tensor:
+        def convolved_conjugate(coils: Tensor) -> Tensor:
             # axis by axis: what is padded with zeros, and what is cropped in the end, is not transformed
             for axis, n in axes:
                 coils = torch.fft.fft(coils, n=2 * n, dim=axis)
             torch.view_as_real(coils).mul_(t.kernel)  # a real product of contiguous values is the fastest
             for axis, n in reversed(axes):
-                coils = torch.fft.ifft(coils, dim=axis, norm="forward").narrow(axis, 0, n)
+                coils = torch.fft.fft(coils, dim=axis).narrow(axis, 0, n)
             return coils
 
         if t.maps is None:
-            return from_complex(convolve(image))
-        return from_complex(sum_over_coils(convolve, image, t.maps, t.conjugate, padding=2 ** len(axes)))
+            return from_complex(convolved_conjugate(image).conj().resolve_conj())
+        return from_complex(sum_over_coils(convolved_conjugate, image, t.maps, padding=2 ** len(axes)))
 
     def density_compensation(self) -> Tensor:
         """Weights (M,) that even out the density of the samples (Pipe & Menon, Magn Reson Med 1999).
@@ -127,8 +127,7 @@ class NonCartesianMRI(Operator):
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         maps = None if self.maps is None else self.maps.to(device, torch.promote_types(dtype, torch.complex64))
         kernel = (self._kernel / self._kernel.numel()).to(device, dtype)  # the transforms leave that out
-        conjugate = None if maps is None else maps.conj().resolve_conj()
-        return {"maps": maps, "conjugate": conjugate, "kernel": torch.stack([kernel, kernel], -1)}
+        return {"maps": maps, "kernel": torch.stack([kernel, -kernel], -1)}  # the product's conjugate: sum_over_coils
 
 
 def _toeplitz_kernel(trajectory: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:

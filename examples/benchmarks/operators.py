@@ -302,6 +302,7 @@ CASES = {
         "deepinv": (deepinv_plane_waves,),
     },
 }
+IN_A_ROW = 3  # calls a round, as in a solver: the first finds caches and memory as the other programs left them
 MODULES = {"astra": "astra", "skimage": "skimage", "sigpy": "sigpy", "torchkbnufft": "torchkbnufft"}
 
 
@@ -394,9 +395,7 @@ def serve(case, name, connection):
         times = {}
         for label, product, value in (("A", forward, x), ("A'", adjoint, y)):
             if product is not None:
-                began = time.process_time()
-                product(value)
-                times[label] = time.process_time() - began
+                times[label] = min(seconds(product, value) for _ in range(IN_A_ROW))
         connection.send(times)
     if adjoint is not None:
         row["adjointness"] = f"{adjointness(forward, adjoint, x, y):.0e}"
@@ -406,6 +405,12 @@ def serve(case, name, connection):
     if "Radial" in case:
         products = (product_of_random(forward, image),)
     connection.send((row, [np.asarray(product) for product in products]))
+
+
+def seconds(product, value):
+    began = time.process_time()
+    product(value)
+    return time.process_time() - began
 
 
 def random(image):
