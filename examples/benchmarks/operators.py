@@ -4,9 +4,9 @@
     python examples/benchmarks/operators.py [--rounds 7] [--only TEXT] [--out table.md]
 
 Every program runs in a process of its own, on one thread, and all take turns: process CPU time of the fastest of two to
-ten calls in a row (half a second), minimum and median of the rounds. Peak memory is above what the process had after its imports.
-Adjointness is |<A x, y> - <x, A'y>| / (|A x| |y|). Of projections, the error of each view is taken against the
-phantom's exact bin-averaged projections, relative to the view's norm: the mean and the worst over all views. Every
+ten calls in a row (half a second), minimum and median of the rounds. Peak memory is above what the process had after
+its imports. Adjointness is |<A x, y> - <x, A'y>| / (|A x| |y|). Of projections, the error of each view is taken against
+the phantom's exact bin-averaged projections, relative to the view's norm: the mean and the worst over all views. Every
 program may choose its own conventions (rotation about the middle or about a pixel, sense and start of rotation): the
 ones that fit best are found first. A
 program that is not installed is skipped.
