@@ -8,8 +8,7 @@ ten calls in a row (half a second), minimum and median of the rounds. Peak memor
 its imports. Adjointness is |<A x, y> - <x, A'y>| / (|A x| |y|). Of projections, the error of each view is taken against
 the phantom's exact bin-averaged projections, relative to the view's norm: the mean and the worst over all views. Every
 program may choose its own conventions (rotation about the middle or about a pixel, sense and start of rotation): the
-ones that fit best are found first. A
-program that is not installed is skipped.
+ones that fit best are found first. A program that is not installed is skipped.
 """
 
 import argparse
