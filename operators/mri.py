@@ -145,7 +145,7 @@ class MRI(Operator):
 
 def to_complex(x: Tensor) -> Tensor:
     """(B, 2, ...) real to (B, ...) complex."""
-    return torch.view_as_complex(x.movedim(1, -1).contiguous())
+    return torch.complex(x[:, 0], x[:, 1])
 
 
 def from_complex(x: Tensor) -> Tensor:
@@ -168,11 +168,11 @@ def sum_over_coils(convolved_conjugate, image: Tensor, maps: Tensor, padding: in
     bytes_each = image.numel() * image.element_size() * padding
     on_cpu = image.device.type == "cpu"
     group = torch.get_num_threads() * max(CACHE // bytes_each, 1) if on_cpu else maps.shape[1]
-    total = torch.zeros_like(image)
+    total = None
     for some in maps.split(group, 1):
         for coil, factor in zip(convolved_conjugate(some * image[:, None]).unbind(1), some.unbind(1)):
-            total.addcmul_(coil, factor)  # a single pass through memory
-    return total.conj().resolve_conj()
+            total = coil * factor if total is None else total.addcmul_(coil, factor)  # a single pass through memory
+    return total.conj_physical_()
 
 
 def _centring(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
