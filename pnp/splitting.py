@@ -170,10 +170,10 @@ class DouglasRachford(Splitting):
 
     A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
     whose eigenvalues are 0 or near 1, r falls from 1 to 0.5, or to 0.6 where A'A is a mask (of one coil, or of pixels)
-    that leaves most open; where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, it is 0.6.
-    lambda is at most 1, and at least 0.23 for the former, 0.17 for the latter. Both are there to fill in what is left
-    open. Where A hardly leaves a direction open, as in mild deconvolution, the factor falls from 1.5 to 1, and the 0.6
-    to 0.3.
+    that leaves most open; there the noise counts as 0.002 at least, since few steps do not tell more of what is left
+    open. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6. lambda is at most 1,
+    and at least 0.23 for the former, 0.17 for the latter. Both are there to fill in what is left open. Where A hardly
+    leaves a direction open, as in mild deconvolution, the factor falls from 1.5 to 1, and the 0.6 to 0.3.
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
@@ -191,13 +191,14 @@ class DouglasRachford(Splitting):
     weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
-        last = problem.noise.clamp_max(self.first)
-        theta = problem.ritz_values.clamp_min(0)
-        mean = (problem.ritz_weights * theta).sum(1).reshape(last.shape)
-        left_open = (problem.ritz_weights * (1e-3 / (theta + 1e-3)) ** 2).sum(1).reshape(last.shape)
+        theta, shape = problem.ritz_values.clamp_min(0), problem.noise.shape
+        mean = (problem.ritz_weights * theta).sum(1).reshape(shape)
+        left_open = (problem.ritz_weights * (1e-3 / (theta + 1e-3)) ** 2).sum(1).reshape(shape)
         strong, fill = (mean / 0.1).clamp(0, 1), (left_open / 0.3).clamp(0, 1)
-        weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(last.shape) / mean  # 0 for a mask
+        weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(shape) / mean  # 0 for a mask
         sparse = (1 - weak / 0.05).clamp(0, 1) * ((left_open - 0.55) / 0.15).clamp(0, 1)
+        noise = torch.maximum(problem.noise, 2e-3 * sparse)
+        last = noise.clamp_max(self.first)
         relaxation = 1 + 0.5 * fill if self.relaxation is None else self.relaxation
         low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
         for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
@@ -205,10 +206,9 @@ class DouglasRachford(Splitting):
             r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (1 - (0.5 - 0.1 * sparse) * t)
             if self.reflection is not None:
                 r = torch.full_like(r, self.reflection)
-            yield sigma, self._weight(problem, sigma, r, low, high), r, relaxation
+            yield sigma, self._weight(problem, (noise / sigma) ** 2, r, low, high), r, relaxation
 
-    def _weight(self, problem: Problem, sigma: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
-        ratio = (problem.noise / sigma) ** 2
+    def _weight(self, problem: Problem, ratio: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
         theta = problem.ritz_values.clamp_min(0)
         weight = torch.full_like(ratio, 0.35)
         for _ in range(8):
