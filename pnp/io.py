@@ -138,7 +138,8 @@ def _array(image_or_labels: Tensor | np.ndarray) -> tuple[np.ndarray, bool]:
     """Slices (B, H, W), of complex images magnitudes, of labels small integers; and whether they are labels."""
     if not isinstance(image_or_labels, Tensor):  # torch knows neither all integers nor the other order of bytes
         array = np.asarray(image_or_labels)
-        image_or_labels = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iub" else _native(array)))
+        known = np.int64 if array.dtype.kind in "iub" else array.dtype.newbyteorder("=")
+        image_or_labels = torch.from_numpy(array.astype(known))
     values = image_or_labels.detach().cpu()
     labels = values.ndim == 3 and not (values.is_floating_point() or values.is_complex())
     shape = tuple(values.shape)
@@ -155,10 +156,6 @@ def _array(image_or_labels: Tensor | np.ndarray) -> tuple[np.ndarray, bool]:
         return values.float().numpy(), labels
     small = values.min().item() >= 0 and values.max().item() < 256
     return values.numpy().astype(np.uint8 if small else np.int32), labels
-
-
-def _native(array: np.ndarray) -> np.dtype:
-    return array.dtype.newbyteorder("=")
 
 
 def read_cfl(path: str | Path) -> np.ndarray:

@@ -73,10 +73,10 @@ def _stacked(op) -> list:
 def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     """Estimate the standard deviation of white noise in measurements; for MRI, of each real component.
 
-    MRI: from the outermost samples of k-space, of one coil also from what its neighbours predict of it, and from high
-    differences along oversampled readouts. Sinograms: from high differences along the detector. Measurements that are
-    images, also with pixels missing: from high differences along both directions. All but the neighbours see a little
-    signal, too, and overestimate faint noise.
+    MRI: from the outermost samples of k-space, of one coil also from neighbours in it that depend on each other, and
+    from high differences along oversampled readouts. Sinograms: from high differences along the detector. Measurements
+    that are images, also with pixels missing: from high differences along both directions. All but the neighbours see a
+    little signal, too, and overestimate faint noise.
 
     :param image: A'y.
     :return: an estimate for each item of the batch, (B,), NaN where too little was measured, or None for measurements

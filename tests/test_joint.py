@@ -242,7 +242,7 @@ def test_measurements_and_samples_as_cases(segmenter):
 
 
 def test_unknown_solvers_are_named_before_anything_runs(segmenter):
-    with pytest.raises(ValueError, match="algorithm: expected one of"):
+    with pytest.raises(ValueError, match="solvers: expected some of"):
         evaluate([phantom(0)], OPERATORS, ["direct", "magic"], segmenter)
     with pytest.raises(TypeError, match="segmenter: expected one such as"):
         evaluate([phantom(0)], OPERATORS, ["direct"], "brain-tissue")

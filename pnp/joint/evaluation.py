@@ -95,9 +95,9 @@ def evaluate(
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if any(solver == ORACLE and name != ORACLE for name, solver in solvers.items() if isinstance(solver, str)):
         raise ValueError(f'solvers: expected the oracle under the name "{ORACLE}"')
-    for solver in solvers.values():
-        if isinstance(solver, str) and solver not in ("pnp", ORACLE):
-            algorithms.find(solver, None)
+    known = ("pnp", ORACLE, *algorithms.ALGORITHMS)
+    if wrong := [solver for solver in solvers.values() if isinstance(solver, str) and solver not in known]:
+        raise ValueError(f"solvers: expected some of {', '.join(known)}, got {wrong[0]!r}")
     if not hasattr(segmenter, "predict") or not hasattr(segmenter, "classes"):
         raise TypeError(f"segmenter: expected one such as segmentation.load() returns, got {type(segmenter).__name__}")
     cases = [check_case(index, case, operators, len(segmenter.classes)) for index, case in enumerate(cases)]
