@@ -66,6 +66,7 @@ def main():
     parser.add_argument("--workers", type=int, default=0, help="processes that draw patches ahead, for a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # which dead units end in, and which are slow
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(options.seed)
     network = (denoisers.ContinuousUNet if options.continuous else denoisers.ResidualUNet)(

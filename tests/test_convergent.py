@@ -104,6 +104,17 @@ def test_orthogonal_factor():
         assert values.median() > 0.65
 
 
+def test_muon_forgets_units_that_died_in_full():
+    """Decaying on and on, their momentum would become denormal numbers, which slow each step down many times."""
+    weight = torch.nn.Parameter(torch.randn(16, 32))
+    optimiser = Muon([weight])
+    for step in range(2500):
+        weight.grad = torch.randn(16, 32) * (1.0 if step == 0 else torch.arange(16)[:, None] < 8)
+        optimiser.step()
+    mean = optimiser.state[weight]["mean"]
+    assert (mean[8:] == 0).all() and (mean[:8] != 0).all()
+
+
 def test_muon_solves_a_regression_and_resumes():
     def run(steps, interrupted_at=None):
         torch.manual_seed(0)
