@@ -49,8 +49,8 @@ class Splitting:
             settings = f"{self.cg_iterations} and {self.cg_tolerance}"
             raise ValueError(f"cg_iterations, cg_tolerance: expected at least 1 and 0, got {settings}")
         for name in ("first", "last", "weight", "gamma", "contrast", "range"):
-            if not getattr(self, name, 1) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+            if (value := getattr(self, name, None)) is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
@@ -178,8 +178,8 @@ class DouglasRachford(Splitting):
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
-    :param first: first denoiser level, in units of the image's range; the last is the noise level. Fewer than six
-        iterations start lower.
+    :param first: first denoiser level, in units of the image's range; the last is the noise level. None for the rule:
+        0.15 for masks, 0.5 for tomography and deconvolution, for which fewer than ten iterations start lower.
     :param weights: range of lambda; None for the rule.
     """
 
@@ -188,7 +188,7 @@ class DouglasRachford(Splitting):
     cg_tolerance: float = 1e-3
     reflection: float | None = None
     relaxation: float | None = None
-    first: float = 0.294
+    first: float | None = None
     weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
@@ -201,15 +201,18 @@ class DouglasRachford(Splitting):
         weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(shape) / mean  # 0 for a mask
         sparse = (1 - weak / 0.05).clamp(0, 1) * ((left_open - 0.55) / 0.15).clamp(0, 1)
         noise = torch.maximum(problem.noise, 2e-3 * sparse)
-        last = noise.clamp_max(self.first)
+        first = 0.5 * 0.3**strong if self.first is None else torch.full_like(noise, self.first)
+        last = noise.minimum(first)
         relaxation = 1 + 0.5 * fill if self.relaxation is None else self.relaxation
         low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
         longer = 0.5 * (hardly_seen - 0.5).clamp_min(0) + 0.08 * (5e-3 / noise).log().clamp_min(0)
         r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.6 + longer).clamp_max(0.85)
         if self.reflection is not None:
             r = torch.full_like(r, self.reflection)
-        for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
-            sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
+        skipped = (1 - strong) * max(10 - self.iterations, 0) / 16
+        for share in torch.linspace(0, 1, self.iterations).tolist():
+            t = skipped + (1 - skipped) * share
+            sigma = (first**0.25 * (1 - t) + last**0.25 * t) ** 4
             yield sigma, self._weight(problem, (noise / sigma) ** 2, r, low, high), r, relaxation
 
     def _weight(self, problem: Problem, ratio: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
