@@ -9,8 +9,8 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 
 - Units: with the largest eigenvalue L of A'A and the range of a first image, operator and image are scaled to 1, so
   that one set of constants fits all.
-- Levels: sigma_k falls as a fourth power from half of the range (of masks in k-space, 0.15 of it) to the noise level s:
-  the coarse is decided in few calls, the fine in many.
+- Levels: sigma_k falls as a fourth power from 75/255 of the range to the noise level s: the coarse is decided in few
+  calls, the fine in many.
 - Data step: v = argmin |A v - y|^2 + rho_k |v - z|^2, by conjugate gradients started at z, so that what A does not see
   stays what the denoiser made of it.
 - Weights: rho_k = lambda s^2 / sigma_k^2. The noise that y puts into v has the power trace[A'A rho / (A'A + rho)^2]
@@ -21,7 +21,7 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
   which is what halves the number of calls.
 - Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls.
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
-  smoothest image that fits. Fewer than ten calls start at a lower level.
+  smoothest image that fits. Fewer than six calls start at a lower level.
 
 Not distilled into a single call: of the 2.5 s that 256 x 256 pixels with 8 coils take on one core
 (`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three

@@ -49,8 +49,8 @@ class Splitting:
             settings = f"{self.cg_iterations} and {self.cg_tolerance}"
             raise ValueError(f"cg_iterations, cg_tolerance: expected at least 1 and 0, got {settings}")
         for name in ("first", "last", "weight", "gamma", "contrast", "range"):
-            if (value := getattr(self, name, None)) is not None and not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+            if not getattr(self, name, 1) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
@@ -168,18 +168,17 @@ class DouglasRachford(Splitting):
     ``problem.ritz_values``, :math:`\lambda = (1 + r)^2 \sum w \theta \rho / (\theta + \rho)^2` for
     :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. Further parameters as in :class:`Splitting`.
 
-    A reflection also amplifies what A passes on weakly; r is 0.6. Where that is little, as with masks in k-space or in
-    the image, whose eigenvalues are 0 or near 1, r grows to 0.85, with the share that they leave open beyond a half,
-    and as the noise falls below 0.005. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution,
-    it does not. lambda is at most 1, and at least 0.23 for the former, 0.17 for the latter. Both are there to fill in
-    what is left open. Where A hardly leaves a direction open, as in mild deconvolution, the factor falls from 1.5 to 1,
-    and the 0.6 to 0.3. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the noise counts as 0.002
-    at least, since few steps do not tell more of that.
+    A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
+    whose eigenvalues are 0 or near 1, r falls from 1 to 0.5, or to 0.6 where A'A is a mask (of one coil, or of pixels)
+    that leaves most open; there the noise counts as 0.002 at least, since few steps do not tell more of what is left
+    open. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6. lambda is at most 1,
+    and at least 0.23 for the former, 0.17 for the latter. Both are there to fill in what is left open. Where A hardly
+    leaves a direction open, as in mild deconvolution, the factor falls from 1.5 to 1, and the 0.6 to 0.3.
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
-    :param first: first denoiser level, in units of the image's range; the last is the noise level. None for the rule:
-        0.15 for masks, 0.5 for tomography and deconvolution, for which fewer than ten iterations start lower.
+    :param first: first denoiser level, in units of the image's range; the last is the noise level. Fewer than six
+        iterations start lower.
     :param weights: range of lambda; None for the rule.
     """
 
@@ -188,31 +187,25 @@ class DouglasRachford(Splitting):
     cg_tolerance: float = 1e-3
     reflection: float | None = None
     relaxation: float | None = None
-    first: float | None = None
+    first: float = 0.294
     weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
         theta, shape = problem.ritz_values.clamp_min(0), problem.noise.shape
         mean = (problem.ritz_weights * theta).sum(1).reshape(shape)
-        left_open, hardly_seen = (
-            (problem.ritz_weights * (rho / (theta + rho)) ** 2).sum(1).reshape(shape) for rho in (1e-3, 1e-2)
-        )
+        left_open = (problem.ritz_weights * (1e-3 / (theta + 1e-3)) ** 2).sum(1).reshape(shape)
         strong, fill = (mean / 0.1).clamp(0, 1), (left_open / 0.3).clamp(0, 1)
         weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(shape) / mean  # 0 for a mask
         sparse = (1 - weak / 0.05).clamp(0, 1) * ((left_open - 0.55) / 0.15).clamp(0, 1)
         noise = torch.maximum(problem.noise, 2e-3 * sparse)
-        first = 0.5 * 0.3**strong if self.first is None else torch.full_like(noise, self.first)
-        last = noise.minimum(first)
+        last = noise.clamp_max(self.first)
         relaxation = 1 + 0.5 * fill if self.relaxation is None else self.relaxation
         low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
-        longer = 0.5 * (hardly_seen - 0.5).clamp_min(0) + 0.08 * (5e-3 / noise).log().clamp_min(0)
-        r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.6 + longer).clamp_max(0.85)
-        if self.reflection is not None:
-            r = torch.full_like(r, self.reflection)
-        skipped = (1 - strong) * max(10 - self.iterations, 0) / 16
-        for share in torch.linspace(0, 1, self.iterations).tolist():
-            t = skipped + (1 - skipped) * share
-            sigma = (first**0.25 * (1 - t) + last**0.25 * t) ** 4
+        for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
+            sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
+            r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (1 - (0.5 - 0.1 * sparse) * t)
+            if self.reflection is not None:
+                r = torch.full_like(r, self.reflection)
             yield sigma, self._weight(problem, (noise / sigma) ** 2, r, low, high), r, relaxation
 
     def _weight(self, problem: Problem, ratio: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:

@@ -136,18 +136,13 @@ def test_regularisation_by_denoising(case):
     assert relative(ours(RED(sigma=SIGMAS, rho=RHOS, **CG), *case), x) < 1e-3
 
 
-def test_reflections_are_longer_the_more_a_mask_leaves_open(multicoil):
-    """Of one coil the share that is open is the mask's; several coils see a part of it."""
+def test_reflections_end_longer_where_a_mask_leaves_most_open(multicoil):
+    """The numbers of the class's description; several coils pass some directions on weakly."""
     op, _, truth = multicoil
-    for acceleration in (1.5, 3, 5):
-        found = []
-        mask = masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0)
-        for one in (operators.MRI(mask), operators.MRI(mask, op.maps)):
-            schedule = DouglasRachford().schedule(Problem(one, one.A(truth), None, noise=0.01))
-            found.append({reflection.item() for _, _, reflection, _ in schedule})
-        (alone,), (together,) = found
-        assert alone == pytest.approx(0.6 + 0.5 * max(0.5 - mask.mean().item(), 0), abs=0.03)
-        assert 0.59 < together < alone + 1e-3
+    for coil_maps, acceleration, end in ((None, 5, 0.6), (None, 1.5, 0.5), (op.maps, 5, 0.5)):
+        one = operators.MRI(masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0), coil_maps)
+        *_, (_, _, reflection, _) = DouglasRachford().schedule(Problem(one, one.A(truth), None, noise=0.01))
+        assert reflection.item() == pytest.approx(end, abs=0.01)
 
 
 def test_little_noise_does_not_slow_the_filling_of_a_mask(brain, medical):
@@ -156,7 +151,7 @@ def test_little_noise_does_not_slow_the_filling_of_a_mask(brain, medical):
     truth = torch.cat([brain, 0 * brain], 1)
     found = pnp.solve(op, op.A(truth), medical, noise=1e-4)
     assert found.history["sigma"][-1] == pytest.approx(2e-3, rel=0.05)
-    assert quality.psnr(found.x, truth) > quality.psnr(pnp.solve(op, op.A(truth), medical, noise=1e-2).x, truth) + 0.3
+    assert quality.psnr(found.x, truth) > quality.psnr(pnp.solve(op, op.A(truth), medical, noise=1e-2).x, truth) + 0.5
     full = operators.MRI(torch.ones(96, 80))
     assert pnp.solve(full, full.A(truth), medical, noise=1e-4).history["sigma"][-1] < 1e-3
 
