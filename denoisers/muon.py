@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
     def _nesterov(weight: Tensor, state: dict, momentum: float) -> Tensor:
         """The momentum, looked at ahead, as a matrix."""
         mean = state.setdefault("mean", torch.zeros_like(weight)).lerp_(weight.grad, 1 - momentum)
-        # where a unit is dead it decays to denormal numbers, with which a processor multiplies up to 75 times slower
+        # a dead unit's decays to denormal numbers, with which a processor multiplies up to 75 times slower
         mean.mul_(mean.abs() > 1e-10 * mean.abs().max())
         return weight.grad.lerp(mean, momentum).flatten(1)
 

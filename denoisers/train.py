@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # which dead units end in, and which are slow
+    torch.set_flush_denormal(True)  # slow numbers, to which what is left of dead units decays
     if options.start:
         network = load(options.start)
     else:

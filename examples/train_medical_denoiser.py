@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--workers", type=int, default=0, help="processes that draw patches ahead, for a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # which dead units end in, and which are slow
+    torch.set_flush_denormal(True)  # slow numbers, to which what is left of dead units decays
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(options.seed)
     network = (denoisers.ContinuousUNet if options.continuous else denoisers.ResidualUNet)(

@@ -1,7 +1,7 @@
 """Quality against the number of denoiser calls: diffusion samplers and splittings, with constants and with an oracle.
 
-    python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir,daps]
-        [--calls 10,100] [--tuned 10] [--dps]
+    python examples/benchmarks/diffusion.py DATA [--only "CT 30 views"] [--images 8] [--samplers diffpir daps]
+        [--calls 10 100] [--tuned 10] [--dps]
 
 Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
 images; the noise level is not given. Mean PSNR in dB and SSIM of point estimates and of single samples, with each
@@ -34,8 +34,8 @@ from pnp.problem import Problem
 
 SOLVERS, KSPACE = (runpy.run_path(str(Path(__file__).with_name(f"{name}.py"))) for name in ("solvers", "kspace"))
 OPERATORS = ["radial MRI x8", "Cartesian MRI x8", "CT 30 views", "ultrasound PSF", "k-space"]
-CALLS = "3,5,8,10,16,24,50,100"
-TUNED = "10,100"
+CALLS = (3, 5, 8, 10, 16, 24, 50, 100)
+TUNED = (10, 100)
 SETTINGS = {
     "drs": {"reflection": (None, 0.0, 0.3, 0.6, 0.9), "first": (0.15, 0.294)},
     "hqs": {"weight": (0.1, 0.23, 0.5, 1.0), "last": (0.5, 1.0)},
@@ -54,28 +54,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="+", choices=OPERATORS, metavar="OPERATOR")
-    parser.add_argument("--samplers", help="names of methods, with commas between, '' for none")
-    parser.add_argument("--calls", default=CALLS, help="numbers of denoiser calls, with commas between")
+    parser.add_argument("--samplers", nargs="*", choices=SETTINGS, default=list(SETTINGS), metavar="METHOD")
+    parser.add_argument("--calls", nargs="+", type=int, default=CALLS, help="numbers of denoiser calls")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--tuned", default=TUNED, help="numbers of calls for which settings are picked, '' for none")
+    parser.add_argument("--tuned", nargs="*", type=int, default=TUNED, help="those for which settings are picked, too")
     parser.add_argument("--dps", action="store_true", help="deepinv's DPS with 1000 calls, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = denoisers.load("medical")
-    names = list(SETTINGS) if options.samplers is None else [name for name in options.samplers.split(",") if name]
-    calls, tuned = ([int(count) for count in text.split(",") if count] for text in (options.calls, options.tuned))
-    print("| operator | method | " + " | ".join(map(str, calls)) + " |" + "".join(f" best of {k} |" for k in tuned))
-    print("|---" * (2 + len(calls) + len(tuned)) + "|")
+    columns = [*map(str, options.calls), *(f"best of {count}" for count in options.tuned)]
+    print("| operator | method | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
     for name in options.only or OPERATORS:
         op, y, score = case(name, options)
-        for method in names:
-            figures = [text(scores(method, op, y, denoiser, score, count)) for count in calls]
-            figures += [text(oracle(method, op, y, denoiser, score, count)) for count in tuned]
+        for method in options.samplers:
+            figures = [text(scores(method, op, y, denoiser, score, count)) for count in options.calls]
+            figures += [text(oracle(method, op, y, denoiser, score, count)) for count in options.tuned]
             print(f"| {name} | {method} | " + " | ".join(figures) + " |", flush=True)
         if options.dps:
             print(f"| {name} | dps, 1000 calls | {text(scores('dps', op, y, denoiser, score, 1000))} |", flush=True)
-            if tuned:
+            if options.tuned:
                 best = text(oracle("dps", op, y, denoiser, score, 1000))
                 print(f"| {name} | dps, best of 1000 calls | {best} |", flush=True)
             print(f"| {name} | deepinv's DPS, 1000 calls | {text(dps(op, y, denoiser, score))} |", flush=True)
