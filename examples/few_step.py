@@ -9,19 +9,19 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 
 - Units: with the largest eigenvalue L of A'A and the range of a first image, operator and image are scaled to 1, so
   that one set of constants fits all.
-- Levels: sigma_k falls as a fourth power from 75/255 of the range to the noise level s: the coarse is decided in few
-  calls, the fine in many.
+- Levels: sigma_k falls as a fourth power from half of the range (of masks in k-space, 0.15 of it) to the noise level s:
+  the coarse is decided in few calls, the fine in many.
 - Data step: v = argmin |A v - y|^2 + rho_k |v - z|^2, by conjugate gradients started at z, so that what A does not see
   stays what the denoiser made of it.
-- Weights: rho_k = lambda s^2 / sigma_k^2. The noise that y puts into v has the power trace[A'A rho / (A'A + rho)^2]
-  (times s^2 / rho); lambda is such that, reflected, it does not exceed sigma_k: the denoiser is told the truth. The
-  trace comes from 16 steps of Lanczos.
 - Reflection: the denoiser sees v + r (v - z), and z moves to D + r (z - v), with r < 1. This is Douglas and Rachford's
   splitting for r = 1, half-quadratic splitting for r = 0. The reflection carries over what the last data step changed,
   which is what halves the number of calls.
+- Weights: rho_k = lambda s^2 / sigma_k^2. Where the denoiser takes all noise away, z settles at r (z - v), and it sees
+  ((1 - r) A'A + rho)^-1 A'n of y's noise n, that is of power s^2 trace[A'A / ((1 - r) A'A + rho)^2] a pixel; lambda is
+  such that this does not exceed sigma_k^2: the denoiser is told the truth. The trace comes from 16 steps of Lanczos.
 - Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls.
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
-  smoothest image that fits. Fewer than six calls start at a lower level.
+  smoothest image that fits. Of tomography, fewer than ten calls start at a lower level.
 
 Not distilled into a single call: of the 2.5 s that 256 x 256 pixels with 8 coils take on one core
 (`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three

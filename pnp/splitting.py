@@ -49,8 +49,8 @@ class Splitting:
             settings = f"{self.cg_iterations} and {self.cg_tolerance}"
             raise ValueError(f"cg_iterations, cg_tolerance: expected at least 1 and 0, got {settings}")
         for name in ("first", "last", "weight", "gamma", "contrast", "range"):
-            if not getattr(self, name, 1) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+            if (value := getattr(self, name, None)) is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
@@ -163,22 +163,26 @@ class DouglasRachford(Splitting):
     splitting method*, Math Program 1992), which fills in fewer steps what the data leave open. For r = 1 this is
     Douglas-Rachford (Lions & Mercier, 1979; with denoisers, Buzzard et al., *Plug-and-play unplugged*, SIAM J Imaging
     Sci 2018), for r = 0 half-quadratic splitting. A reflection lets the denoiser see noise that the data step would
-    have left to later steps, so that few steps go a long way. The data weight is chosen so that the measurements'
-    noise, as the reflection passes it on, is what the denoiser expects: with the eigenvalues of A'A in
-    ``problem.ritz_values``, :math:`\lambda = (1 + r)^2 \sum w \theta \rho / (\theta + \rho)^2` for
-    :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. Further parameters as in :class:`Splitting`.
+    have left to later steps, so that few steps go a long way.
+
+    The data weight is chosen so that the measurements' noise is what the denoiser expects. Where the denoiser removes
+    it, z settles at :math:`r (z - v)`, and an eigenvalue :math:`\theta` of A'A passes on noise of the power
+    :math:`\theta\,\mathrm{noise}^2 / ((1 - r) \theta + \rho)^2`. With the eigenvalues in ``problem.ritz_values`` and
+    their weights w, :math:`\lambda = \sum w \theta \rho / ((1 - r) \theta + \rho)^2` for
+    :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. It is at most 1 and at least 0.17, for masks 0.17 + (r - 0.6).
 
     A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
-    whose eigenvalues are 0 or near 1, r falls from 1 to 0.5, or to 0.6 where A'A is a mask (of one coil, or of pixels)
-    that leaves most open; there the noise counts as 0.002 at least, since few steps do not tell more of what is left
-    open. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6. lambda is at most 1,
-    and at least 0.23 for the former, 0.17 for the latter. Both are there to fill in what is left open. Where A hardly
-    leaves a direction open, as in mild deconvolution, the factor falls from 1.5 to 1, and the 0.6 to 0.3.
+    whose eigenvalues are 0 or near 1, r is 0.7 to 0.8, longer the more they leave open, and the factor 1.7 where that
+    is most. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6, the factor 1.5.
+    Both are there to fill in what is left open: where A hardly leaves a direction open, as in mild deconvolution, the
+    factor falls to 1, and the 0.6 to 0.3. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the
+    noise counts as 0.002 at least, since few steps do not tell more of that. Further parameters as in
+    :class:`Splitting`.
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
-    :param first: first denoiser level, in units of the image's range; the last is the noise level. Fewer than six
-        iterations start lower.
+    :param first: first denoiser level, in units of the image's range; the last is the noise level. None for the rule:
+        0.15 for masks, 0.5 for tomography and deconvolution, for which fewer than ten iterations start lower.
     :param weights: range of lambda; None for the rule.
     """
 
@@ -187,7 +191,7 @@ class DouglasRachford(Splitting):
     cg_tolerance: float = 1e-3
     reflection: float | None = None
     relaxation: float | None = None
-    first: float = 0.294
+    first: float | None = None
     weights: tuple[float, float] | None = None
 
     def rule(self, problem: Problem) -> Schedule:
@@ -196,26 +200,30 @@ class DouglasRachford(Splitting):
         left_open = (problem.ritz_weights * (1e-3 / (theta + 1e-3)) ** 2).sum(1).reshape(shape)
         strong, fill = (mean / 0.1).clamp(0, 1), (left_open / 0.3).clamp(0, 1)
         weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(shape) / mean  # 0 for a mask
-        sparse = (1 - weak / 0.05).clamp(0, 1) * ((left_open - 0.55) / 0.15).clamp(0, 1)
-        noise = torch.maximum(problem.noise, 2e-3 * sparse)
-        last = noise.clamp_max(self.first)
-        relaxation = 1 + 0.5 * fill if self.relaxation is None else self.relaxation
-        low, high = self.weights or (0.17 + 0.06 * strong, 1.0)
-        for t in torch.linspace(max(0.6 - 0.1 * self.iterations, 0), 1, self.iterations).tolist():
-            sigma = (self.first**0.25 * (1 - t) + last**0.25 * t) ** 4
-            r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (1 - (0.5 - 0.1 * sparse) * t)
-            if self.reflection is not None:
-                r = torch.full_like(r, self.reflection)
+        mostly = ((left_open - 0.55) / 0.15).clamp(0, 1)
+        noise = torch.maximum(problem.noise, 2e-3 * (1 - weak / 0.05).clamp(0, 1) * mostly)
+        r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.7 + 0.1 * left_open)
+        r = r if self.reflection is None else torch.full_like(r, self.reflection)
+        relaxation = 1 + 0.5 * fill + 0.2 * strong * mostly if self.relaxation is None else self.relaxation
+        low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
+        first = 0.5 * 0.3**strong if self.first is None else torch.full_like(noise, self.first)
+        last = noise.minimum(first)
+        skipped = (1 - strong) * max(10 - self.iterations, 0) / 16
+        for share in torch.linspace(0, 1, self.iterations).tolist():
+            t = skipped + (1 - skipped) * share
+            sigma = (first**0.25 * (1 - t) + last**0.25 * t) ** 4
             yield sigma, self._weight(problem, (noise / sigma) ** 2, r, low, high), r, relaxation
 
     def _weight(self, problem: Problem, ratio: Tensor, r: Tensor, low: Tensor | float, high: float) -> Tensor:
-        theta = problem.ritz_values.clamp_min(0)
-        weight = torch.full_like(ratio, 0.35)
-        for _ in range(8):
-            rho = (weight * ratio).reshape(-1, 1)
-            passed = (problem.ritz_weights * theta * rho / (theta + rho) ** 2).sum(1).reshape(ratio.shape)
-            weight = 0.5 * weight + 0.5 * ((1 + r) ** 2 * passed).clamp_min(low).clamp_max(high)
-        return weight * ratio
+        """lambda times the ratio: the more it is, the less noise passes, so that bisection finds it."""
+        theta, short = problem.ritz_values.clamp_min(0), 1 - r.reshape(-1, 1)
+        low, high = torch.zeros_like(ratio) + low, torch.zeros_like(ratio) + high
+        for _ in range(12):
+            middle = (low + high) / 2
+            seen = short * theta + (middle * ratio).reshape(-1, 1)
+            passed = ratio * (problem.ritz_weights * theta / seen**2).sum(1).reshape(ratio.shape)
+            low, high = torch.where(passed > 1, middle, low), torch.where(passed > 1, high, middle)
+        return low * ratio
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor, r=None, relaxation=None) -> State:
         z = state[-1]

@@ -136,13 +136,37 @@ def test_regularisation_by_denoising(case):
     assert relative(ours(RED(sigma=SIGMAS, rho=RHOS, **CG), *case), x) < 1e-3
 
 
-def test_reflections_end_longer_where_a_mask_leaves_most_open(multicoil):
-    """The numbers of the class's description; several coils pass some directions on weakly."""
+@pytest.mark.parametrize("acceleration", [2, 3])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_denoiser_is_told_the_noise_that_it_sees(multicoil, acceleration, several):
+    """A denoiser that knows the image takes all noise away; of what is left in its input, sigma is the deviation."""
     op, _, truth = multicoil
-    for coil_maps, acceleration, end in ((None, 5, 0.6), (None, 1.5, 0.5), (op.maps, 5, 0.5)):
-        one = operators.MRI(masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0), coil_maps)
-        *_, (_, _, reflection, _) = DouglasRachford().schedule(Problem(one, one.A(truth), None, noise=0.01))
-        assert reflection.item() == pytest.approx(end, abs=0.01)
+    op = operators.MRI(masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0), op.maps if several else None)
+    y = op.A(truth)
+    y = y + 0.05 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * (y != 0)
+    image, seen = truth / Problem(op, y, None, noise=0.05).scale, []  # as denoisers are given it
+
+    def knowing(x, sigma):
+        seen.append(((x - image).square().mean().sqrt() / sigma).item())
+        return image
+
+    problem = Problem(op, y, knowing, noise=0.05)
+    *_, last = DouglasRachford().schedule(problem)
+    state = (image,)
+    for _ in range(20):
+        state = DouglasRachford().step(problem, state, *last)
+    assert seen[-1] == pytest.approx(1, abs=0.05)
+
+
+def test_reflections_are_longer_the_more_a_mask_leaves_open(multicoil):
+    """The numbers of the class's description."""
+    *_, truth = multicoil
+    for acceleration in (1.5, 2, 5):
+        mask = masks.cartesian(truth.shape[-2:], acceleration, 8, seed=0)
+        one = operators.MRI(mask)
+        *_, (_, _, reflection, relaxation) = DouglasRachford().schedule(Problem(one, one.A(truth), None, noise=0.01))
+        assert reflection.item() == pytest.approx(0.7 + 0.1 * (1 - mask.mean().item()), abs=0.01)
+        assert relaxation.item() == pytest.approx(1.7 if acceleration == 5 else 1.5, abs=0.01)
 
 
 def test_little_noise_does_not_slow_the_filling_of_a_mask(brain, medical):
