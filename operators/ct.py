@@ -72,8 +72,7 @@ class ParallelBeamCT(Tomograph):
         angles = check_angles(angles)
         device = angles.device if device is None else device
         height, width = sizes("shape", shape)
-        arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(img_size=(1, height, width), device=device, solver="CG", **arguments)
+        super().__init__(img_size=(1, height, width), device=device, solver="CG", noise_model=noise_model)
         if not (math.isfinite(spacing) and spacing > 0 and math.isfinite(offset)):
             raise ValueError(f"spacing, offset: expected a positive and a finite number, got {spacing} and {offset}")
         if detectors is None:

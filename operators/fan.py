@@ -65,8 +65,7 @@ class FanBeamCT(Tomograph):
         angles = check_angles(angles)
         device = angles.device if device is None else device
         height, width = sizes("shape", shape)
-        arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(img_size=(1, height, width), device=device, solver="CG", **arguments)
+        super().__init__(img_size=(1, height, width), device=device, solver="CG", noise_model=noise_model)
         reach = math.hypot(height, width) / 2
         if not (math.isfinite(source_distance) and source_distance > reach):
             raise ValueError(

@@ -35,8 +35,7 @@ class MRI(Operator):
     def __init__(self, mask: Tensor, maps: Tensor | None = None, *, noise_model=None, device=None):
         mask = _check_mask(mask)
         device = mask.device if device is None else device
-        arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(img_size=(2, *mask.shape[2:]), device=device, solver="CG", **arguments)
+        super().__init__(img_size=(2, *mask.shape[2:]), device=device, solver="CG", noise_model=noise_model)
         self.register_buffer("mask", None)
         self.register_buffer("maps", None)
         self._set(mask.to(device), None if maps is None else torch.as_tensor(maps).to(device))
@@ -122,6 +121,9 @@ class MRI(Operator):
         self.mask, self.img_size = mask, (2, *mask.shape[2:])
         self._axes = tuple(range(2 - mask.ndim, 0))
         self._forget()
+
+    def _reload(self) -> None:
+        self._set(_check_mask(self.mask), self.maps)
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:
         complex_dtype = torch.promote_types(dtype, torch.complex64)

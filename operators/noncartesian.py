@@ -38,8 +38,7 @@ class NonCartesianMRI(Operator):
         shape = sizes("shape", shape, "DHW" if isinstance(shape, Iterable) and len(tuple(shape)) == 3 else "HW")
         trajectory = _check_trajectory(trajectory, len(shape))
         device = trajectory.device if device is None else device
-        arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(img_size=(2, *shape), device=device, solver="CG", **arguments)
+        super().__init__(img_size=(2, *shape), device=device, solver="CG", noise_model=noise_model)
         self.image_shape, self.eps = (2, *shape), eps
         self.register_buffer("trajectory", None)
         self.register_buffer("maps", None)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import LinearPhysics, ZeroNoise
 from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 from deepinv.utils import TensorList
 from torch import Tensor
@@ -18,12 +18,22 @@ class Operator(LinearPhysics):
 
     A subclass has :attr:`image_shape`, :attr:`measurement_shape`, :attr:`items` where its parameters may differ from
     item to item, and a method ``_prepare(dtype, device)`` that makes the tables it computes with; they are made when
-    they are first needed, and kept until a parameter changes.
+    they are first needed, and kept until a parameter changes, by whatever means.
     ``a * b``, ``2 * a`` and ``a.stack(b)`` compose operators, and keep their fast normal products.
     """
 
     image_shape: tuple[int, ...]
     items = 1
+
+    def __init__(self, *arguments, noise_model=None, **settings):
+        super().__init__(*arguments, **settings)
+        self.forw = self.sensor_model = _same  # which can be pickled, as deepinv's cannot
+        if noise_model is not None:
+            self.noise_model = noise_model
+        elif type(self.noise_model) is ZeroNoise:
+            self.noise_model = ZeroNoise(noise_model=_same)
+        if "device" in settings:
+            self.to(settings["device"])
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
@@ -45,6 +55,7 @@ class Operator(LinearPhysics):
         if fixed:
             raise ValueError(f"{', '.join(fixed)}: cannot be replaced; make another {type(self).__name__}")
         super().update_parameters(**kwargs)
+        self._follow()
 
     def stack(self, other):
         """Both operators' measurements of one image, as a ``TensorList``."""
@@ -59,39 +70,54 @@ class Operator(LinearPhysics):
         return y
 
     def _tables(self, like: Tensor) -> SimpleNamespace:
+        self._follow()
         made = self.__dict__.setdefault("_made", {})
         key = like.dtype, like.device
         if key in made:
             return made[key]
         with torch.inference_mode(False):  # what is made there could not be differentiated through later
             tables = SimpleNamespace(**self._prepare(*key))
-        if not any(buffer.requires_grad for buffer in self.buffers(recurse=False)):
-            made[key] = tables  # what leads back to a buffer serves for one backward pass only
+        if not any(parameter.requires_grad for parameter, _ in self._versions()):
+            made[key] = tables  # what leads back to a parameter serves for one backward pass only
         return tables
+
+    def _versions(self) -> list[tuple[Tensor, int]]:
+        """The parameters, and how often each was changed in place."""
+        own = [*self.buffers(recurse=False), *self.parameters(recurse=False)]
+        return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in own]
+
+    def _follow(self) -> None:
+        """Notice parameters that were set as attributes, or changed in place."""
+        before, now = self.__dict__.get("_kept"), self._versions()
+        if before is None:  # a copy
+            self.__dict__["_kept"] = now
+        elif len(before) != len(now) or any(a is not b or v != w for (a, v), (b, w) in zip(before, now)):
+            self._reload()
 
     def _forget(self) -> None:
         """Drop the tables, after a parameter has changed."""
-        self.__dict__["_made"] = {}
+        self.__dict__ |= {"_made": {}, "_kept": self._versions()}
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._reload()
 
     def _reload(self) -> None:
-        """Follow parameters that were loaded."""
+        """Check parameters that were loaded or set, and derive from them what depends on them."""
         self._forget()
 
     def __getstate__(self):
-        return self.__dict__ | {"_made": {}}  # copies make their own tables
+        return self.__dict__ | {"_made": {}, "_kept": None}  # copies make their own tables
 
     def _apply(self, fn, recurse=True):
         """As in ``torch.nn.Module``, whose ``to(torch.float64)`` would make complex buffers real."""
-        self._forget()
 
         def kept_complex(tensor):
             return torch.view_as_complex(fn(torch.view_as_real(tensor))) if tensor.is_complex() else fn(tensor)
 
-        return super()._apply(kept_complex, recurse)
+        super()._apply(kept_complex, recurse)
+        self._forget()
+        return self
 
 
 class Scaled(Operator):
@@ -228,6 +254,10 @@ def sizes(name: str, shape, axes: str = "HW") -> tuple[int, ...]:
     if not isinstance(shape, Iterable) or len(shape := tuple(shape)) != len(axes):
         raise ValueError(f"{name}: expected ({', '.join(axes)}), got {shape!r}")
     return tuple(whole(f"{name}: {axis}", n) for axis, n in zip(axes, shape))
+
+
+def _same(x):
+    return x
 
 
 def _check_linear(operators) -> None:

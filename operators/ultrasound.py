@@ -114,9 +114,8 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
             pulse=pulse,
             normalize=normalize,
             device=device,
+            noise_model=noise_model,
         )
-        if noise_model is not None:
-            self.noise_model = noise_model
 
     def A(self, x: Tensor, **kwargs) -> Tensor:
         """Echoes (B, 1, K, E, N) of images (B, 1, Z, X), without noise."""
@@ -152,8 +151,8 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
             angles = own(check_angles(angles).float())
             if len(angles) != len(self.t0) and (self.t0 != self.t0[0]).any():
                 raise ValueError(f"angles: expected {len(self.t0)}, one for each t0, got {len(angles)}")
-            self._forget()
             UltrasoundPlaneWave.update_parameters(self, angles=angles)
+            self._forget()
 
     def _reload(self) -> None:
         self.receive_delays, self.receive_apodization = self._receive_delays(), self._receive_apodization()
@@ -312,8 +311,7 @@ class PSFUltrasound(Operator):
             raise ValueError(f"psf: expected (h, w) or (K, h, w) with odd h and w, got {tuple(psf.shape)}")
         height, width = sizes("shape", shape)
         device = psf.device if device is None else device
-        arguments = {} if noise_model is None else {"noise_model": noise_model}
-        super().__init__(img_size=(1, height, width), device=device, solver="CG", **arguments)
+        super().__init__(img_size=(1, height, width), device=device, solver="CG", noise_model=noise_model)
         if depths is None:
             depths = torch.linspace(0, height - 1, len(psf))
         self.image_shape = (1, height, width)

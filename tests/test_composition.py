@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import deepinv
 import pytest
@@ -114,25 +115,68 @@ def test_scaled_operators_follow_updates():
     assert scaled.measurement_shape == scaled.A(x).shape[1:]
 
 
+def make(kind, seed):
+    rng = torch.Generator().manual_seed(seed)
+    angles = torch.rand(3, generator=rng)
+    elements = torch.stack([torch.linspace(-1e-3, 1e-3, 4), torch.zeros(4)], 1)
+    return {
+        "parallel": lambda: operators.ParallelBeamCT((16, 16), angles),
+        "fan": lambda: operators.FanBeamCT((16, 16), angles, 40.0, 20.0),
+        "mri": lambda: operators.MRI(torch.rand(16, 16, generator=rng)),
+        "radial": lambda: operators.NonCartesianMRI(torch.rand(40, 2, generator=rng), (16, 16)),
+        "plane waves": lambda: operators.PlaneWaveUltrasound((16, 16), angles / 5, elements, 80, 20e6, 1540.0),
+        "psf": lambda: operators.PSFUltrasound(torch.rand(3, 3, generator=rng), (16, 16)),
+    }[kind]()
+
+
+def assert_the_same(op, other):
+    x = torch.rand(1, *other.image_shape)
+    y = other.A(x)
+    assert torch.equal(op.A(x), y)
+    assert torch.equal(op.A_adjoint(y), other.A_adjoint(y))
+    assert torch.equal(op.A_adjoint_A(x), other.A_adjoint_A(x))
+
+
 @pytest.mark.parametrize("kind", ["parallel", "fan", "mri", "radial", "psf"])
 def test_operators_follow_loaded_parameters(kind):
-    def make(seed):
-        rng = torch.Generator().manual_seed(seed)
-        angles = torch.rand(3, generator=rng)
-        return {
-            "parallel": lambda: operators.ParallelBeamCT((16, 16), angles),
-            "fan": lambda: operators.FanBeamCT((16, 16), angles, 40.0, 20.0),
-            "mri": lambda: operators.MRI(torch.rand(16, 16, generator=rng)),
-            "radial": lambda: operators.NonCartesianMRI(torch.rand(40, 2, generator=rng), (16, 16)),
-            "psf": lambda: operators.PSFUltrasound(torch.rand(3, 3, generator=rng), (16, 16)),
-        }[kind]()
-
-    op, other = make(0), make(1)
-    x = torch.rand(1, *op.image_shape)
-    op.A(x)
+    op, other = make(kind, 0), make(kind, 1)
+    op.A(torch.rand(1, *op.image_shape))
     op.load_state_dict(other.state_dict())
-    assert torch.equal(op.A(x), other.A(x))
-    assert torch.equal(op.A_adjoint_A(x), other.A_adjoint_A(x))
+    assert_the_same(op, other)
+
+
+PARAMETERS = {
+    "parallel": "angles", "fan": "angles", "mri": "mask", "radial": "trajectory", "plane waves": "angles", "psf": "psf"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), PARAMETERS.items())
+@pytest.mark.parametrize("in_place", [False, True])
+def test_operators_follow_parameters_that_are_set(kind, name, in_place):
+    op, other = make(kind, 0), make(kind, 1)
+    op.A_adjoint_A(torch.rand(1, *op.image_shape))
+    if in_place:
+        getattr(op, name).copy_(getattr(other, name))
+    else:
+        setattr(op, name, getattr(other, name))
+    assert_the_same(op, other)
+
+
+def test_a_mask_that_is_set_is_checked():
+    op, mask = make("mri", 0), operators.masks.cartesian((16, 18), 2, 4, seed=0)
+    op.mask = mask
+    assert_the_same(op, operators.MRI(mask))
+    op.mask = math.nan * mask
+    with pytest.raises(ValueError, match="mask: expected finite values"):
+        op.A(torch.rand(1, 2, 16, 18))
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_operators_can_be_pickled(kind):
+    op = make(kind, 0)
+    op.A(torch.rand(1, *op.image_shape))
+    assert_the_same(pickle.loads(pickle.dumps(op)), op)
+    assert_the_same(pickle.loads(pickle.dumps(2 * op)), 2 * op)
 
 
 def test_gradients_after_inference_mode():
