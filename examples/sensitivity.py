@@ -5,8 +5,8 @@
 Half-quadratic splitting (DPIR: Zhang et al., TPAMI 2021) has a weight of the data and a last denoiser level; the
 default, annealed Douglas-Rachford splitting, a weight and how far it reflects. For a brain (MRI, 8 coils, 4x) and a
 chest (CT, 60 views), each is run over a grid of the two, with the noise level found from the measurements. The star is
-`pnp.solve` with nothing set; the default's rule changes weight and reflection along the way, so that no point of the
-grid is like it: its star is at their means over the iterations, and its colour is its PSNR.
+`pnp.solve` with nothing set; the default's rule changes the weight along the way, so that no point of the grid is like
+it: its star is at the mean over the iterations, and its colour is its PSNR.
 """
 
 import argparse
@@ -89,14 +89,14 @@ def problems(size):
 
 
 def landing(op, y, name):
-    """Where on the grid the algorithm's own rule is, on average over the iterations."""
+    """Where on the grid the algorithm's own rule is, its weight on average over the iterations."""
     algorithm = ALGORITHMS[name]
     if name == "hqs":
         return algorithm.weight, algorithm.last
     problem = pnp.problem.Problem(op, y, None)
-    sigma, rho, reflection, _ = (torch.stack(values).flatten() for values in zip(*algorithm.schedule(problem)))
+    sigma, rho, (reflection, *_), _ = (torch.stack(values).flatten() for values in zip(*algorithm.schedule(problem)))
     weight = rho * (sigma / problem.noise.item()) ** 2
-    return weight.log().mean().exp().item(), reflection.mean().item()
+    return weight.log().mean().exp().item(), reflection.item()
 
 
 if __name__ == "__main__":
