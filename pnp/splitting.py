@@ -182,7 +182,7 @@ class DouglasRachford(Splitting):
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
     :param first: first denoiser level, in units of the image's range; the last is the noise level. None for the rule:
-        0.15 for masks, 0.5 for tomography and deconvolution, for which fewer than ten iterations start lower.
+        0.2 for masks, 0.5 for tomography and deconvolution, for which fewer than ten iterations start lower.
     :param weights: range of lambda; None for the rule.
     """
 
@@ -206,7 +206,7 @@ class DouglasRachford(Splitting):
         r = r if self.reflection is None else torch.full_like(r, self.reflection)
         relaxation = 1 + 0.5 * fill + 0.2 * strong * mostly if self.relaxation is None else self.relaxation
         low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
-        first = 0.5 * 0.3**strong if self.first is None else torch.full_like(noise, self.first)
+        first = 0.5 * 0.4**strong if self.first is None else torch.full_like(noise, self.first)
         last = noise.minimum(first)
         skipped = (1 - strong) * max(10 - self.iterations, 0) / 16
         for share in torch.linspace(0, 1, self.iterations).tolist():
