@@ -13,6 +13,13 @@ from deepinv.utils import TensorList
 from torch import Tensor
 
 
+def _same(x):
+    return x
+
+
+NOISELESS = ZeroNoise(noise_model=_same)
+
+
 class Operator(LinearPhysics):
     """A deepinv ``LinearPhysics`` that works in the precision and on the device of what it is given.
 
@@ -31,7 +38,7 @@ class Operator(LinearPhysics):
         if noise_model is not None:
             self.noise_model = noise_model
         elif type(self.noise_model) is ZeroNoise:
-            self.noise_model = ZeroNoise(noise_model=_same)
+            self.noise_model = NOISELESS
         if "device" in settings:
             self.to(settings["device"])
 
@@ -107,7 +114,7 @@ class Operator(LinearPhysics):
         self._forget()
 
     def __getstate__(self):
-        return self.__dict__ | {"_made": {}, "_kept": None}  # copies make their own tables
+        return {name: value for name, value in self.__dict__.items() if name not in ("_made", "_kept")}  # as before use
 
     def _apply(self, fn, recurse=True):
         """As in ``torch.nn.Module``, whose ``to(torch.float64)`` would make complex buffers real."""
@@ -254,10 +261,6 @@ def sizes(name: str, shape, axes: str = "HW") -> tuple[int, ...]:
     if not isinstance(shape, Iterable) or len(shape := tuple(shape)) != len(axes):
         raise ValueError(f"{name}: expected ({', '.join(axes)}), got {shape!r}")
     return tuple(whole(f"{name}: {axis}", n) for axis, n in zip(axes, shape))
-
-
-def _same(x):
-    return x
 
 
 def _check_linear(operators) -> None:
