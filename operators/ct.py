@@ -27,7 +27,7 @@ class Tomograph(Operator):
         super().update_parameters(**kwargs)
 
     def _reload(self) -> None:
-        self._set(self.angles)
+        self._set(check_angles(self.angles))
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:

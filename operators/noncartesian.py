@@ -120,7 +120,8 @@ class NonCartesianMRI(Operator):
         self._forget()
 
     def _reload(self) -> None:
-        trajectory, self.trajectory = self.trajectory, None  # as if it were new
+        trajectory = _check_trajectory(self.trajectory, len(self.image_shape) - 1)
+        self.trajectory = None  # as if it were new
         self._set(trajectory, self.maps)
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> dict:

@@ -155,6 +155,7 @@ class PlaneWaveUltrasound(Operator, UltrasoundPlaneWave):
             self._forget()
 
     def _reload(self) -> None:
+        check_angles(self.angles)
         self.receive_delays, self.receive_apodization = self._receive_delays(), self._receive_apodization()
         self._forget()
 
@@ -346,6 +347,10 @@ class PSFUltrasound(Operator):
         if psf is not None or depths is not None:
             self._forget()
         super().update_parameters(**kwargs)
+
+    def _reload(self) -> None:
+        _finite("psf", self.psf, (len(self.depths), None, None))
+        self._forget()
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:

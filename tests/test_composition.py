@@ -171,6 +171,14 @@ def test_a_mask_that_is_set_is_checked():
         op.A(torch.rand(1, 2, 16, 18))
 
 
+@pytest.mark.parametrize(("kind", "name"), PARAMETERS.items())
+def test_parameters_that_are_set_are_checked(kind, name):
+    op = make(kind, 0)
+    setattr(op, name, math.nan * getattr(op, name))
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        op.A(torch.rand(1, *op.image_shape))
+
+
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_operators_can_be_pickled(kind):
     op = make(kind, 0)
