@@ -169,6 +169,23 @@ def test_reflections_are_longer_the_more_a_mask_leaves_open(multicoil):
         assert relaxation.item() == pytest.approx(1.7 if acceleration == 5 else 1.5, abs=0.01)
 
 
+def test_few_steps_start_low_where_a_mask_leaves_little_open(brain, medical):
+    """Four calls are then nearly as good as twelve; what is mostly open has a longer way to go."""
+    truth = torch.cat([brain, 0 * brain], 1)
+    starts = []
+    for acceleration in (2, 3, 8):
+        op = operators.MRI(masks.poisson((96, 80), acceleration, 16, seed=0))
+        y = op.A(truth) + 0.01 * op.mask * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+        few, whole = (pnp.solve(op, y, medical, iterations=count, noise=0.01) for count in (4, 12))
+        assert whole.history["sigma"][0] == pytest.approx(0.2, rel=0.01)
+        starts.append(few.history["sigma"][0])
+        if acceleration == 2:
+            assert quality.psnr(few.x, truth) > quality.psnr(whole.x, truth) - 1
+    assert starts == sorted(starts)
+    assert starts[0] == pytest.approx(0.083, abs=0.01)
+    assert starts[-1] == pytest.approx(0.2, abs=0.02)
+
+
 def test_little_noise_does_not_slow_the_filling_of_a_mask(brain, medical):
     """Three quarters of k-space are open, of one coil: few steps fill them better at levels that fall less far."""
     op = operators.MRI(masks.poisson((96, 80), 4, 24, seed=0))

@@ -43,8 +43,8 @@ def main():
     best = min(solutions, key=lambda solution: solution.seconds)
     print(best)
     rest = best.seconds - sum(best.split.values())
-    for name, seconds in [*best.split.items(), ("rest", rest)]:
-        print(f"{name:9s} {seconds:6.3f} s  {100 * seconds / best.seconds:5.1f} %")
+    for name, took in [*best.split.items(), ("rest", rest)]:
+        print(f"{name:9s} {took:6.3f} s  {100 * took / best.seconds:5.1f} %")
 
     for steps in (10, 20, 40):
         drawn = min(seconds(lambda s=steps: pnp.sample(op, y, denoiser, n=8, steps=s)) for _ in range(3))
