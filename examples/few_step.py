@@ -21,7 +21,7 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
   such that this does not exceed sigma_k^2: the denoiser is told the truth. The trace comes from 16 steps of Lanczos.
 - Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls.
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
-  smoothest image that fits. Of tomography, fewer than ten calls start at a lower level.
+  smoothest image that fits. Fewer than ten calls start at a lower level, unless a mask leaves most of k-space open.
 
 Not distilled into a single call: of the 2.5 s that 256 x 256 pixels with 8 coils take on one core
 (`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three
