@@ -75,8 +75,8 @@ def main():
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.savefig(options.out, dpi=80)
-    with Image.open(options.out) as picture:  # 256 colours are enough, and a third of the size
-        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(options.out, optimize=True)
+    with Image.open(options.out) as picture:  # 256 colours are enough, and half of the size
+        picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(options.out, optimize=True)
 
 
 if __name__ == "__main__":
