@@ -23,8 +23,8 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
   smoothest image that fits. Fewer than ten calls start at a lower level, unless a mask leaves most of k-space open.
 
-Not distilled into a single call: of the 2.5 s that 256 x 256 pixels with 8 coils take on one core
-(`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three
+Not distilled into a single call: of the 1.7 s that 256 x 256 pixels with 8 coils take on one core
+(`benchmarks/solve_time.py`), the denoiser has 64 %: calls for free would leave the other 36 %; and three
 calls in place of ten cost 0.3 dB (ultrasound) to 2.7 dB (radial MRI, `benchmarks/diffusion.py`), for the data steps
 between them are lost, too.
 """
