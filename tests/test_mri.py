@@ -6,7 +6,7 @@ import deepinv
 import numpy as np
 import pytest
 import torch
-from conftest import relative
+from conftest import LAST_DIGITS, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,8 +136,8 @@ def test_update_takes_effect():
     first, second = (masks.cartesian((16, 16), 2, 4, seed=s) for s in (0, 1))
     op, x = operators.MRI(first), torch.randn(1, 2, 16, 16)
     op.update(mask=second)
-    assert torch.equal(op.A(x), operators.MRI(second).A(x))
-    assert torch.equal(op.A_adjoint_A(x), operators.MRI(second).A_adjoint_A(x))
+    assert relative(op.A(x), operators.MRI(second).A(x)) < LAST_DIGITS
+    assert relative(op.A_adjoint_A(x), operators.MRI(second).A_adjoint_A(x)) < LAST_DIGITS
 
 
 def test_gradients_flow_both_ways():

@@ -173,7 +173,7 @@ def test_solution_tells_what_was_done(multicoil, medical):
     assert solution.noise == pytest.approx(0.01)
     assert "denoiser" in repr(solution)
     again = pnp.solve(op, y, medical, algorithm=solution.algorithm)
-    assert torch.equal(again.x, solution.x)
+    assert relative(again.x, solution.x) < 1e-3
     stopped = pnp.solve(op, y, medical, callback=lambda k, x: k == 2)
     assert stopped.iterations == 3
 
@@ -246,12 +246,11 @@ def test_seeds_reach_the_denoiser(multicoil, medical):
     op, y, _ = multicoil
     prior = denoisers.Equivariant(medical)
     first, again, other = (pnp.solve(op, y, prior, iterations=4, seed=seed).x for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert relative(again, first) < 1e-3 < relative(other, first)
     own = denoisers.Equivariant(medical, seed=5)
-    assert not torch.equal(pnp.solve(op, y, own, iterations=4).x, first)
+    assert relative(pnp.solve(op, y, own, iterations=4).x, first) > 1e-3
     assert own.generator.initial_seed() == 5
-    assert torch.equal(pnp.solve(op, y, prior, iterations=4, seed=np.int64(1)).x, first)
+    assert relative(pnp.solve(op, y, prior, iterations=4, seed=np.int64(1)).x, first) < 1e-3
 
 
 def test_bad_input(multicoil, medical):
