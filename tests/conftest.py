@@ -14,6 +14,7 @@ import operators
 from operators import coils, masks
 from operators.mri import to_complex
 from pnp import demo
+from segmentation import Segmenter
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -91,3 +92,37 @@ def multicoil(brain):
     op = operators.MRI(masks.cartesian((96, 80), 2.5, 12, seed=0), coils.birdcage((96, 80), 4))
     op.set_noise_model(deepinv.physics.GaussianNoise(0.01, rng=torch.Generator().manual_seed(0)))
     return op, op(truth), truth
+
+
+SIZE = (48, 40)  # of the labelled phantoms
+
+
+class Threshold(torch.nn.Module):
+    """Brightness in three classes."""
+
+    in_channels = 1
+
+    def forward(self, x):
+        return 10 * torch.cat([0 * x, x - 1.1, 2 * x - 4.1], 1)
+
+
+@pytest.fixture(scope="session")
+def segmenter():
+    """Of labelled phantoms; has nothing to learn."""
+    return Segmenter(Threshold(), ("background", "grey", "bright"))
+
+
+def phantom(seed):
+    """Complex image (1, 2, H, W) and labels (1, H, W) of a bright block in a grey one, somewhere."""
+    rng = np.random.default_rng(seed)
+    image, labels = torch.zeros(1, 1, *SIZE), torch.zeros(1, *SIZE, dtype=torch.long)
+    row, column = rng.integers(8, 16, 2)
+    image[..., row : row + 20, column : column + 16] = 0.6
+    labels[:, row : row + 20, column : column + 16] = 1
+    image[..., row + 6 : row + 13, column + 5 : column + 11] = 1.0
+    labels[:, row + 6 : row + 13, column + 5 : column + 11] = 2
+    return torch.cat([image, torch.zeros_like(image)], 1), labels
+
+
+def scanner(acceleration):
+    return operators.MRI(masks.cartesian(SIZE, acceleration, calibration=8, seed=0))
