@@ -19,7 +19,8 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 - Weights: rho_k = lambda s^2 / sigma_k^2. Where the denoiser takes all noise away, z settles at r (z - v), and it sees
   ((1 - r) A'A + rho)^-1 A'n of y's noise n, that is of power s^2 trace[A'A / ((1 - r) A'A + rho)^2] a pixel; lambda is
   such that this does not exceed sigma_k^2: the denoiser is told the truth. The trace comes from 16 steps of Lanczos.
-- Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls.
+- Over-relaxation: where the data leave much open, z goes half as far again, which spares a third of the calls. Beyond
+  16 calls, its steps get shorter instead: what is under way for longer is smoothed more.
 - Start: the regularised least-squares image; where A leaves holes in a flat image, as a mask of pixels does, the
   smoothest image that fits. Fewer than ten calls start at a lower level, unless a mask leaves most of k-space open.
 

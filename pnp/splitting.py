@@ -175,8 +175,9 @@ class DouglasRachford(Splitting):
     whose eigenvalues are 0 or near 1, r is 0.7 to 0.8, longer the more they leave open, and the factor 1.7 where that
     is most. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6, the factor 1.5.
     Both are there to fill in what is left open: where A hardly leaves a direction open, as in mild deconvolution, the
-    factor falls to 1, and the 0.6 to 0.3. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the
-    noise counts as 0.002 at least, since few steps do not tell more of that. Further parameters as in
+    factor falls to 1, and the 0.6 to 0.3. The longer z is under way, the more it is smoothed: beyond 16 iterations, the
+    factor falls, so that more of them go no further. Where A'A is a mask (of one coil, or of pixels) that leaves most
+    open, the noise counts as 0.002 at least, since few steps do not tell more of that. Further parameters as in
     :class:`Splitting`.
 
     :param reflection: r, from 0 to 1; None for the rule.
@@ -205,7 +206,9 @@ class DouglasRachford(Splitting):
         noise = torch.maximum(problem.noise, 2e-3 * (1 - weak / 0.05).clamp(0, 1) * mostly)
         r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.7 + 0.1 * left_open)
         r = r if self.reflection is None else torch.full_like(r, self.reflection)
-        relaxation = 1 + 0.5 * fill + 0.2 * strong * mostly if self.relaxation is None else self.relaxation
+        relaxation = self.relaxation
+        if relaxation is None:
+            relaxation = (1 + 0.5 * fill + 0.2 * strong * mostly) * min(1.0, 16 / self.iterations)
         low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
         first = 0.5 * 0.4**strong if self.first is None else torch.full_like(noise, self.first)
         last = noise.minimum(first)
