@@ -191,6 +191,10 @@ class Source:
     noise: list[float] = field(init=False)
 
     def __post_init__(self):
+        wrong = [type(image).__name__ for image in self.images if not isinstance(image, np.ndarray)]
+        if not isinstance(self.images, (list, tuple)) or wrong:
+            found = f"a list with {wrong[0]}" if wrong else type(self.images).__name__
+            raise TypeError(f"images: expected a list of NumPy arrays, got {found}")
         if not self.images:
             raise ValueError("images: expected at least one image, got none")
         shown = [image for image in self.images if not image.size or image.min() != image.max()]

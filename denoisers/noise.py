@@ -9,17 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def estimate_noise(x: Tensor) -> Tensor:
+def estimate_noise(x: Tensor, measured: Tensor | None = None) -> Tensor:
     """Standard deviation of white Gaussian noise in images.
 
     From the median absolute deviation (Donoho & Johnstone, 1994) of fourth differences along rows and columns, in which
     smooth structure drops out. Fine texture is taken for noise: faint noise is overestimated by up to about 2/255 of
-    the image's range. Where more than a tenth of an image is exactly 0,
-    as outside a mask, or one other value all around, as the padding of CT, these pixels do not count.
+    the image's range. Where more than a tenth of an image is exactly 0, as outside a mask, or one other value all
+    around, as the padding of CT, these pixels do not count.
 
     :param x: images (B, C, H, W), or (B, C, D, H, W), of at least 9 pixels along the last two axes.
+    :param measured: which pixels hold values, broadcastable to x; by default all, but for those above.
     :return: the standard deviation of each image in its units, (B,); NaN for one with too few pixels that count.
-    :raises ValueError: for another shape.
+    :raises ValueError: for other shapes.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
@@ -27,11 +28,17 @@ def estimate_noise(x: Tensor) -> Tensor:
         raise ValueError(
             f"x: expected real images (B, C, H, W) of at least 9 x 9 pixels, got {tuple(x.shape)} {x.dtype}"
         )
-    return torch.stack([_of_image(image) for image in (x if x.is_floating_point() else x.float())])
+    x = x if x.is_floating_point() else x.float()
+    if measured is None:
+        return torch.stack([_of_image(image, _measured(image)) for image in x])
+    try:
+        masks = measured.bool().expand(x.shape)
+    except RuntimeError:
+        raise ValueError(f"measured: expected a mask of x {tuple(x.shape)}, got {tuple(measured.shape)}") from None
+    return torch.stack([_of_image(image, _measured(image, mask)) for image, mask in zip(x, masks)])
 
 
-def _of_image(y: Tensor) -> Tensor:
-    measured = _measured(y)
+def _of_image(y: Tensor, measured: Tensor | None) -> Tensor:
     if measured is None:
         return high_differences(y, (-2, -1), 4)
     for axes, order in (((-2, -1), 4), *(((-2,), order) for order in (4, 3, 2, 1))):  # the first with enough
@@ -42,12 +49,14 @@ def _of_image(y: Tensor) -> Tensor:
     return y.new_full((), torch.nan)
 
 
-def _measured(y: Tensor) -> Tensor | None:
+def _measured(y: Tensor, mask: Tensor | None = None) -> Tensor | None:
     """Where an image holds values, or None for everywhere."""
     if not y.any():
         return None
     if (y == 0).sum() > 0.1 * y.numel():
         return y != 0
+    if mask is not None:
+        return mask
     planes = y.reshape(-1, 1, *y.shape[-2:]).float()
     flat = (F.max_pool2d(planes, 5, 1) == -F.max_pool2d(-planes, 5, 1)).flatten()
     if flat.sum() <= 0.05 * y.numel() or flat.all():

@@ -34,8 +34,8 @@ def sample(
     :param seed: seed of the noise.
     :raises ValueError: unless there is at least one step, and the levels fall.
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    if steps % 1 or steps < 1:
+        raise ValueError(f"steps: expected a whole number of at least 1, got {steps}")
     if not 0 < last <= first:
         raise ValueError(f"first, last: expected first >= last > 0, got {first}, {last}")
     device = next((p.device for p in getattr(denoiser, "parameters", list)()), torch.device("cpu"))
@@ -45,7 +45,7 @@ def sample(
     def white():
         return torch.randn(shape, generator=generator, device=device)
 
-    levels = torch.logspace(torch.tensor(first).log10(), torch.tensor(last).log10(), steps).tolist()
+    levels = torch.logspace(torch.tensor(first).log10(), torch.tensor(last).log10(), int(steps)).tolist()
     z = mean + first * white()
     for sigma, lower in zip(levels, [*levels[1:], 0.0]):
         d = denoiser(z, sigma)

@@ -6,7 +6,7 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -94,9 +94,14 @@ def train(
     :return: the network with the averaged weights.
     :raises ValueError: where the batch cannot be shared out evenly, a number is out of its range, or ``out`` holds a
         run with other arguments, other weights to start from, or of another number of processes.
-    :raises TypeError: for a network without ``settings``, with which :func:`denoisers.load` could not build it again.
+    :raises TypeError: for sources of another kind, and for a network without ``settings``, with which
+        :func:`denoisers.load` could not build it again.
     :raises FloatingPointError: when the loss is no longer finite.
     """
+    if not isinstance(sources, Mapping):
+        raise TypeError(f"sources: expected a dictionary from names to Source, got {type(sources).__name__}")
+    if wrong := [type(source).__name__ for source in sources.values() if not isinstance(source, Source)]:
+        raise TypeError(f"sources: expected a Source of images under each name, got {wrong[0]}")
     least = {"steps": 1, "batch": 1, "patch": 1, "validate_every": 1, "warmup": 1, "restarts": 0}
     for name, value in zip(least, (steps, batch, patch, validate_every, warmup, restarts)):
         if value < least[name]:

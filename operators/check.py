@@ -57,7 +57,10 @@ def check(
     :param seed: seed of the random images.
     :param dtype: precision of the images.
     :param device: device of the operator.
+    :raises TypeError: for another kind of operator.
     """
+    if not isinstance(op, LinearPhysics):
+        raise TypeError(f"op: expected a deepinv LinearPhysics, got {type(op).__name__}")
     image_shape = getattr(op, "image_shape", None) or op.img_size or shape[-3:]
     shape = tuple(shape) if len(shape) > len(image_shape) else (2, *shape)
     rng = torch.Generator(device).manual_seed(seed)

@@ -53,9 +53,11 @@ def reconstruct(options) -> None:
         print(f"calibration region {found['calibration'][0]} x {found['calibration'][1]}; noise of the coils {noise}")
     solution = solve(scan.op, scan.y, denoisers.load(options.denoiser), algorithm=options.algorithm, progress=True)
     print(solution)
-    out = options.out or file.with_name(_stem(file) + "-pnp")
-    for ending in (".nii.gz", ".png"):
-        print("wrote", io.save(_with_ending(out, ending), solution.x, like=scan))
+    out = options.out or file.with_name(_stem(file) + "-pnp.nii.gz")
+    ending = next((e for e in (".nii.gz", ".nii", ".npy", ".dcm", ".png") if out.name.lower().endswith(e)), "")
+    stem = out.name[: len(out.name) - len(ending)]
+    for kind in (".nii.gz" if ending in ("", ".png") else ending, ".png"):
+        print("wrote", io.save(out.with_name(stem + kind), solution.x, like=scan))
 
 
 def segment(options) -> None:
@@ -195,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("reconstruct", help="reconstruct raw k-space")
     command.add_argument("file", type=Path, help="k-space: BART .cfl/.hdr, or .npy (coils, H, W)")
-    command.add_argument("--out", type=Path, help="name of the images to write, default FILE-pnp")
+    command.add_argument("--out", type=Path, help="image to write, beside a picture (default FILE-pnp.nii.gz)")
     command.add_argument("--denoiser", default="medical", help="bundled name, deepinv/NAME or weights file")
     command.add_argument("--algorithm", help="default the recommended one; direct, cg, hqs")
     command.set_defaults(run=reconstruct)
@@ -232,12 +234,6 @@ def _stem(path: Path) -> str:
     """The file's name without the ending that tells its kind."""
     endings = sorted((*io.ENDINGS, ".hdr"), key=len, reverse=True)
     return next((path.name[: -len(e)] for e in endings if path.name.lower().endswith(e)), path.name)
-
-
-def _with_ending(path: Path, ending: str) -> Path:
-    for known in (".nii.gz", ".nii", ".png"):
-        path = path.with_name(path.name.removesuffix(known))
-    return path.with_name(path.name + ending)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, bool, dict]:
         pixels = [rescaled(s) for s in slices]
     except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(f"path: {path} holds a file that is not a complete DICOM image: {error}") from None
-    if len({array.shape for array in pixels}) > 1 or pixels[0].ndim != 2:
-        raise ValueError(f"path: expected grey slices of one size in {path}, got {sorted({a.shape for a in pixels})}")
     first = slices[0]
     if "SharedFunctionalGroupsSequence" in first and "ImagePositionPatient" not in first:
         raise ValueError(f"path: expected slices with a position in {path}, got a multi-frame object or a segmentation")
+    if len({array.shape for array in pixels}) > 1 or pixels[0].ndim != 2:
+        raise ValueError(f"path: expected grey slices of one size in {path}, got {sorted({a.shape for a in pixels})}")
     if len(found := {str(s.get("SeriesInstanceUID", "")) for s in slices}) > 1:
         raise ValueError(f"path: expected the slices of one series in {path}, got those of {len(found)}")
     orientation = np.array(first.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), float)

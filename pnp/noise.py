@@ -93,18 +93,39 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
         return torch.stack([high_differences(item, axes=(-1,), order=6) for item in y])
     if isinstance(op, deepinv.physics.Tomography):
         return torch.stack([high_differences(item, axes=(-2,), order=6) for item in y])
-    if isinstance(y, Tensor) and y.ndim == image.ndim >= 4 and y.shape[1] == image.shape[1]:
-        shrunk = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
-        if 0.8 < shrunk[0] / shrunk[1] < 1.25 and min(y.shape[-2:]) > 8 and _acts_locally(whole, image):
-            return estimate_noise(y)
+    if gives_images(whole, y, image):
+        masked = isinstance(op, deepinv.physics.Inpainting)
+        return estimate_noise(y, measured=op.mask.to(y.device) != 0 if masked else None)
     return None
 
 
-def _acts_locally(op, image: Tensor) -> bool:
-    """Whether all but a tenth of what a pixel is turned into lies in a quarter of both axes, as after a blur.
+def estimate_parts(op, y) -> TensorList | None:
+    """Estimates for the parts of stacked operators, (B, 1, ...) each, where one is at least 1.5 times another's.
 
-    :param image: A'y, whose largest pixel is one that was measured.
+    None for other measurements, where one cannot be estimated from its own, and for about the same noise in all.
     """
+    if not isinstance(y, TensorList):
+        return None
+    found = [estimate(part, values, part.A_adjoint(values)) for part, values in zip(_stacked(op), y)]
+    if not found or any(level is None or not (level > 0).all() for level in found):
+        return None
+    levels = torch.stack(found)
+    if (levels.amax(0) < 1.5 * levels.amin(0)).all():
+        return None
+    return TensorList([level.reshape(-1, *[1] * (part.ndim - 1)).to(part) for level, part in zip(levels, y)])
+
+
+def gives_images(op, y, image: Tensor) -> bool:
+    """Whether measurements are images themselves: all but a tenth of what a pixel is turned into, lies in a quarter of
+    both axes, as after a blur.
+
+    :param image: one of which the largest pixel is one that is measured, such as A'y.
+    """
+    if not (isinstance(y, Tensor) and y.ndim == image.ndim >= 4 and y.shape[1] == image.shape[1]):
+        return False
+    across = [m / n for m, n in zip(y.shape[-2:], image.shape[-2:])]
+    if not 0.8 < across[0] / across[1] < 1.25 or min(y.shape[-2:]) < 9:
+        return False
     flat = image.flatten(1)
     impulse = torch.zeros_like(flat).scatter_(1, flat.abs().argmax(1, keepdim=True), 1.0).view_as(image)
     power = op.A(impulse).square().flatten(1, -3).sum(1, keepdim=True)

@@ -63,8 +63,12 @@ class Problem:
         if seed is not None:
             seed = whole("seed", seed, least=0)
         told = noise_levels.told(op, y, noise)
+        told = noise_levels.estimate_parts(op, y) if told is None else told
         uneven = isinstance(told, TensorList) or (isinstance(told, Tensor) and told[0].numel() > 1)
         self.measured = Measured(op, y, told if uneven else None)
+        if (b := self.measured.adjoint_y).ndim not in (4, 5):
+            shape = tuple(b.shape)
+            raise ValueError(f"op: expected one of images (B, C, H, W) or volumes (B, C, D, H, W), got {shape}")
         self.generator = torch.Generator(self.measured.adjoint_y.device).manual_seed(seed or 0)
         self.calls = self.measured.calls
         self.calls["denoiser"] = 0
@@ -198,13 +202,14 @@ class Problem:
         zero = torch.zeros_like(self.measured.adjoint_y)
         return self.data_step(zero, torch.full_like(self.norm, rho), iterations, tolerance)
 
-    def smoothest(self, weight: float = 0.05, iterations: int = 30) -> Tensor:
+    def smoothest(self, weight: float = 0.05, iterations: int = 60) -> Tensor:
         """argmin |A u - y|^2 + weight |grad u|^2, which fills what A leaves out from around it."""
 
         def normal(u: Tensor) -> Tensor:
             return self.normal(u) + weight * TVDenoiser.nabla_adjoint(TVDenoiser.nabla(u))
 
-        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations)
+        # what is left to fill is a small part of all, which the first iterations settle
+        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations, tolerance=1e-5)
 
     def data_term(self, u: Tensor) -> Tensor:
         """|A u - y|^2 / 2, (B, 1, ...)."""
@@ -221,10 +226,18 @@ class Problem:
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
     def _leaves_holes(self) -> Tensor:
-        """Whether A'A turns a flat image into a rough one, like a mask of pixels: 2 to 4 there, else below 0.01."""
+        """Whether A'A leaves holes in a flat image, as masks of pixels do, and blurs that are cut off at the border.
+
+        Scattered ones make it rough: 2 to 4 by the measure here, else below 0.01. Others count where A is local; beyond
+        the circle of a scanner or where no coil sees anything, the image is 0.
+        """
         seen = self.normal(torch.ones_like(self.measured.adjoint_y))
         rough, size = (v.square().flatten(1).sum(1) for v in (TVDenoiser.nabla(seen), seen))
-        return _per_item(rough > 0.5 * size, seen)
+        low, high = seen.flatten(1).amin(1), seen.flatten(1).amax(1)
+        holes = (low < 0.1 * high) & (low > -0.05 * high)
+        if holes.any() and not noise_levels.gives_images(self.measured.op, self.measured.y, seen):
+            holes = torch.zeros_like(holes)
+        return _per_item((rough > 0.5 * size) | holes, seen)
 
     def _estimated_noise(self) -> Tensor:
         """Standard deviation of the noise in the measurements of each item, (B,).

@@ -115,13 +115,21 @@ def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
         raise ValueError(f"{name}: expected class numbers from 0 to {num_classes - 1}, got {found}")
 
 
+def _check_tensors(**given) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
 def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+    _check_tensors(predicted=predicted, true=true)
     if not pooled or predicted.shape != true.shape:
         return predicted, true
     return predicted.reshape(1, -1, predicted.shape[-1]), true.reshape(1, -1, true.shape[-1])
 
 
 def _distance(metric, predicted, true, num_classes, spacing, **options) -> Tensor:
+    _check_tensors(predicted=predicted, true=true)
     found, wanted = _one_hot(predicted, true, num_classes)
     spacing = [float(s) for s in spacing] if isinstance(spacing, (tuple, list)) else float(spacing)
     with warnings.catch_warnings():

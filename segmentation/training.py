@@ -210,6 +210,9 @@ def _check(name: str, pairs: list[Pair], classes: tuple[str, ...], channels: tup
     if not len(pairs) and name == "pairs":
         raise ValueError("pairs: expected at least one labelled slice, got none")
     for index, (image, labels) in enumerate(pairs):
+        if not isinstance(image, np.ndarray) or not isinstance(labels, np.ndarray):
+            found = f"{type(image).__name__} with {type(labels).__name__} at {index}"
+            raise TypeError(f"{name}: expected NumPy arrays of images and of labels, got {found}")
         if image.ndim not in (2, 3) or labels.ndim != 2 or image.shape[-2:] != labels.shape:
             raise ValueError(
                 f"{name}: expected images (H, W) or (C, H, W) with labels (H, W), got {image.shape} with "

@@ -44,6 +44,11 @@ def test_reconstruct_and_segment(kspace, tmp_path, capsys):
     image = nibabel.load(tmp_path / "scan-pnp.nii.gz")
     assert image.shape == (96, 80, 1)
     assert (tmp_path / "scan-pnp.png").exists()
+    assert main(["reconstruct", str(scan), "--out", str(tmp_path / "array.npy")]) == 0
+    assert np.allclose(
+        np.load(tmp_path / "array.npy")[0], image.get_fdata()[..., 0], atol=1e-3 * image.get_fdata().max()
+    )
+    assert sorted(path.name for path in tmp_path.glob("array*")) == ["array.npy", "array.png"]
     assert main(["segment", str(scan), "--out", str(tmp_path / "labels.nii.gz")]) == 0
     labels = nibabel.load(tmp_path / "labels.nii.gz").get_fdata()
     assert labels.shape == (96, 80, 1)

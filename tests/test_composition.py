@@ -67,6 +67,8 @@ def test_what_does_not_compose():
         operators.stack(operators.ParallelBeamCT((8, 8), [0.0, math.pi / 2]), 3)
     with pytest.raises(TypeError):
         operators.ParallelBeamCT((8, 8), [0.0]) * "2"
+    with pytest.raises(TypeError, match="op: expected a deepinv LinearPhysics, got str"):
+        operators.check("mri", (2, 8, 8))
 
 
 ELEMENTS = torch.stack([torch.linspace(-2e-3, 2e-3, 7), torch.zeros(7)], -1)

@@ -286,7 +286,7 @@ def test_samples_of_the_bundled_prior_are_seeded(medical):
     first, again = (denoisers.sample(medical, (2, 1, 32, 40), steps=4, seed=1) for _ in range(2))
     assert first.shape == (2, 1, 32, 40)
     assert relative(again, first) < 1e-3
-    with pytest.raises(ValueError, match="steps: expected at least 1"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 1"):
         denoisers.sample(medical, steps=0)
     with pytest.raises(ValueError, match="first, last: expected first >= last > 0"):
         denoisers.sample(medical, first=0.1, last=0.2)

@@ -320,8 +320,9 @@ def test_labels_and_values_that_dicom_does_not_hold(tmp_path):
     )
 
 
-def test_segmentations_are_no_series(tmp_path):
-    path = io.save(tmp_path / "one.dcm", torch.ones(1, 24, 24, dtype=torch.long))
+@pytest.mark.parametrize("frames", [1, 3])
+def test_segmentations_are_no_series(frames, tmp_path):
+    path = io.save(tmp_path / "labels.dcm", torch.ones(frames, 24, 24, dtype=torch.long))
     with pytest.raises(ValueError, match="path: expected slices with a position"):
         io.load(path)
 

@@ -218,6 +218,15 @@ def test_measurements_and_samples_as_cases(segmenter):
         evaluate([(y, labels)], operator, ["oracle"], segmenter)
 
 
+def test_algorithms_have_a_denoiser_of_their_own(segmenter, medical):
+    solvers = {"default": None, "mine": pnp.algorithms.HQS(iterations=2)}
+    one, two = (
+        evaluate([phantom(0)], {"2x": OPERATORS["2x"]}, solvers, segmenter, **given).frame["psnr"].tolist()
+        for given in ({}, {"denoiser": medical})
+    )
+    assert one == pytest.approx(two, rel=1e-4)
+
+
 def test_unknown_solvers_are_named_before_anything_runs(segmenter):
     with pytest.raises(ValueError, match="solvers: expected some of"):
         evaluate([phantom(0)], OPERATORS, ["direct", "magic"], segmenter)

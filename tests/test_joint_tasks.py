@@ -95,6 +95,8 @@ def test_brain_task_wants_enough_slices(tmp_path):
         nibabel.save(nibabel.Nifti1Image(np.ones((8, 28, 8), np.uint8), np.eye(4)), tmp_path / f"{name}.nii.gz")
     with pytest.raises(ValueError, match="images: expected volumes of more than 30 labelled slices"):
         tasks.brain_tissue([tmp_path / "image.nii.gz"], [tmp_path / "labels.nii.gz"])
+    with pytest.raises(ValueError, match="labels: expected a volume for each of 2 images, got 1"):
+        tasks.brain_tissue([tmp_path / "image.nii.gz"] * 2, [tmp_path / "labels.nii.gz"])
 
 
 def test_brain_and_breast_tasks(data):

@@ -168,3 +168,31 @@ def test_what_was_found_of_an_item_without_signal_can_be_told(multicoil, medical
     assert torch.isfinite(pnp.sample(op, batch, medical, n=2, steps=2).x).all()
     with pytest.raises(ValueError, match="noise: expected positive"):
         pnp.solve(op, batch, medical, noise=(y != 0).float())
+
+
+@pytest.mark.parametrize("missing", [0.01, 0.05, 0.09])
+def test_dead_pixels_are_no_noise(missing, brain):
+    mask = (torch.rand(1, 96, 80, generator=torch.Generator().manual_seed(0)) >= missing).float()
+    op, whole = (deepinv.physics.Inpainting((1, 96, 80), mask=m) for m in (mask, torch.ones_like(mask)))
+    image = brain + 0.02 * torch.randn(brain.shape, generator=torch.Generator().manual_seed(1)) + 0.3
+    found, expected = (Problem(o, o.A(image), None).measured_noise for o in (op, whole))
+    assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_each_stacked_operator_has_noise_of_its_own(brain, medical):
+    """Found where it differs, so that a noisy scan does no harm to another."""
+    truth = torch.cat([brain, 0 * brain], 1)
+    scans = [operators.MRI(masks.cartesian((96, 80), 3, 12, seed=seed)) for seed in (0, 1)]
+    op, rng = operators.stack(*scans), torch.Generator().manual_seed(0)
+    y = op.A(truth)
+    for part, scan, level in zip(y, scans, (0.01, 0.2)):
+        part += level * scan.mask * torch.randn(part.shape, generator=rng)
+    both, alone, same = (
+        pnp.solve(*problem, medical, iterations=6, noise=noise)
+        for problem, noise in (((op, y), None), ((scans[0], y[0]), None), ((op, y), 0.14))
+    )
+    assert both.noise[1] > 3 * both.noise[0]
+    assert quality.psnr(both.x, truth) > quality.psnr(same.x, truth) + 1
+    assert quality.psnr(both.x, truth) > quality.psnr(alone.x, truth) - 0.1
+    even = operators.stack(scans[0], scans[0])
+    assert isinstance(pnp.solve(even, even.A(truth) + 0 * y, None, algorithm="direct").noise, float)

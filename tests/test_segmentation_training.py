@@ -109,6 +109,8 @@ def test_bad_training_data(tmp_path):
         with pytest.raises(ValueError, match=f"{name}: expected"):
             segmentation.train(blobs(1, 0), CLASSES, tmp_path, **{name: wrong})
     image, labels = blobs(1, 0)[0]
+    with pytest.raises(TypeError, match="pairs: expected NumPy arrays of images and of labels, got Tensor"):
+        segmentation.train([(torch.from_numpy(image), labels)], CLASSES, tmp_path)
     with pytest.raises(ValueError, match="pairs: expected labels below 2"):
         segmentation.train([(image, labels * 3)], CLASSES, tmp_path)
     with pytest.raises(ValueError, match="pairs: expected finite floating-point images, got uint8"):

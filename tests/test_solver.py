@@ -452,3 +452,37 @@ def test_measurements_of_too_few_operators(multicoil, medical):
     op, y, _ = multicoil
     with pytest.raises(ValueError, match="y: expected the measurements of 2 stacked operators, got 1"):
         pnp.solve(operators.stack(op, op), deepinv.utils.TensorList([y]), medical)
+
+
+def scratched():
+    mask = torch.ones(1, 64, 56)
+    mask[:, :, 30:34] = 0
+    return deepinv.physics.Inpainting((1, 64, 56), mask=mask)
+
+
+def cut_off():
+    """A blur that is only known where its kernel fits in, so that the border is hardly seen."""
+    return deepinv.physics.Blur(filter=gaussian_blur(sigma=(1.5, 1.5)), padding="valid")
+
+
+@pytest.mark.parametrize("make", [scratched, cut_off])
+def test_holes_are_filled_from_around(make, brain, medical):
+    """In the middle of a brain, about as well as by total variation; a start from nothing there stays behind."""
+    op, truth = make(), brain[..., 16:80, 12:68]
+    y = op.A(truth)
+    y = y + 0.02 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    y = op.mask * y if hasattr(op, "mask") else y
+    found, tv = (pnp.solve(op, y, medical, algorithm=name, noise=0.02).x for name in (None, "tv"))
+    from_nothing = pnp.solve(op, y, medical, noise=0.02, start=op.A_adjoint(y)).x
+    assert quality.psnr(found, truth) > quality.psnr(tv, truth) - 0.5
+    assert quality.psnr(found, truth) > quality.psnr(from_nothing, truth) + 3
+
+
+def test_beyond_the_scanner_nothing_is_made_up(brain, medical):
+    """Of an image in a circle, which is all that the operator sees."""
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 80), torch.linspace(-1, 1, 80), indexing="ij")
+    outside = rows**2 + columns**2 > 0.9
+    image = (brain[:, :, 8:88] + 0.5).masked_fill(outside, 0)
+    op = deepinv.physics.Tomography(60, 80, circle=True, normalize=True)
+    x = pnp.solve(op, op.A(image), medical, noise=0.05).x
+    assert x[..., outside].square().mean().sqrt() < 0.1

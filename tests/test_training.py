@@ -122,6 +122,17 @@ def test_noisy_images_know_their_noise():
         Source([image], complex=True, noisy=True)
 
 
+def test_what_is_no_source(tmp_path):
+    with pytest.raises(TypeError, match="images: expected a list of NumPy arrays, got ndarray"):
+        Source(np.ones((2, 8, 8)))
+    with pytest.raises(TypeError, match="images: expected a list of NumPy arrays, got a list with Tensor"):
+        Source([torch.ones(8, 8)])
+    with pytest.raises(TypeError, match="sources: expected a dictionary from names to Source, got list"):
+        denoisers.train([np.ones((8, 8))], tmp_path)
+    with pytest.raises(TypeError, match="sources: expected a Source of images under each name, got ndarray"):
+        denoisers.train({"mine": np.ones((8, 8))}, tmp_path)
+
+
 def test_warm_restarts():
     rate = _warmup_cosine(10, 100, 3)
     rates = [rate(step) for step in range(100)]

@@ -104,7 +104,7 @@ def evaluate(
     if ORACLE in solvers and any(image is None for _, image, _ in cases):
         raise ValueError("solvers: the oracle needs an image, a case has measurements only")
     levels = noise_levels(noise, operators)
-    if denoiser is None and any(isinstance(solver, str) and solver != ORACLE for solver in solvers.values()):
+    if denoiser is None and any(not callable(solver) and solver != ORACLE for solver in solvers.values()):
         denoiser = default_denoiser()
     rows = _read(out)
     done = {tuple(str(row.get(key)) for key in (*KEYS, MARK)) for row in rows}

@@ -66,7 +66,9 @@ def brain_tissue(
     :param size: side of the square images in pixels.
     :param model: the segmenter's network.
     """
-    slices = [pair for paths in zip(images, labels, strict=True) for pair in read_volume(*paths, axes=(1,))[15:-15]]
+    if len(images) != len(labels):
+        raise ValueError(f"labels: expected a volume for each of {len(images)} images, got {len(labels)}")
+    slices = [pair for paths in zip(images, labels) for pair in read_volume(*paths, axes=(1,))[15:-15]]
     if len(images) and not slices:
         raise ValueError("images: expected volumes of more than 30 labelled slices along the second axis, got fewer")
     if not slices:
