@@ -99,6 +99,7 @@ def estimate(op, y: Tensor, image: Tensor) -> Tensor | None:
     return None
 
 
+@torch.no_grad()
 def estimate_parts(op, y) -> TensorList | None:
     """Estimates for the parts of stacked operators, (B, 1, ...) each, where one is at least 1.5 times another's.
 

@@ -63,9 +63,10 @@ class Problem:
         if seed is not None:
             seed = whole("seed", seed, least=0)
         told = noise_levels.told(op, y, noise)
-        told = noise_levels.estimate_parts(op, y) if told is None else told
         uneven = isinstance(told, TensorList) or (isinstance(told, Tensor) and told[0].numel() > 1)
         self.measured = Measured(op, y, told if uneven else None)
+        if told is None and (told := noise_levels.estimate_parts(op, self.measured.y)) is not None:
+            self.measured = Measured(op, y, told)
         if (b := self.measured.adjoint_y).ndim not in (4, 5):
             shape = tuple(b.shape)
             raise ValueError(f"op: expected one of images (B, C, H, W) or volumes (B, C, D, H, W), got {shape}")

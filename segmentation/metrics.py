@@ -101,6 +101,7 @@ def _check_probabilities(probabilities: Tensor, true: Tensor, **counts: int) -> 
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}: expected at least 1, got {count}")
+    _check_tensors(probabilities=probabilities, true=true)
     if probabilities.ndim != 4 or true.shape != (len(probabilities), *probabilities.shape[2:]):
         shapes = f"{tuple(probabilities.shape)} and {tuple(true.shape)}"
         raise ValueError(f"probabilities, true: expected (B, K, H, W) and (B, H, W), got {shapes}")

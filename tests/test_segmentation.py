@@ -104,6 +104,9 @@ def test_metrics_against_closed_forms():
     assert metrics.iou(first, second, 3)[0, 0].item() == pytest.approx(70 / 130)
     assert metrics.hd95(first, second, 3)[0, 0].item() == pytest.approx(3)
     assert metrics.hd95(first, second, 3, spacing=2.0)[0, 0].item() == pytest.approx(6)
+    for score in (metrics.dice, metrics.hd95):
+        with pytest.raises(TypeError, match="predicted: expected a tensor, got ndarray"):
+            score(first.numpy(), second, 3)
     assert metrics.surface_dice(first, second, 3, tolerance=3.0)[0, 0].item() == pytest.approx(1)
     assert metrics.surface_dice(first, second, 3, tolerance=0.5)[0, 0].item() < 0.7
     assert torch.isnan(metrics.dice(first, second, 3)[0, 1])
