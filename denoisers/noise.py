@@ -29,16 +29,15 @@ def estimate_noise(x: Tensor, measured: Tensor | None = None) -> Tensor:
             f"x: expected real images (B, C, H, W) of at least 9 x 9 pixels, got {tuple(x.shape)} {x.dtype}"
         )
     x = x if x.is_floating_point() else x.float()
-    if measured is None:
-        return torch.stack([_of_image(image, _measured(image)) for image in x])
     try:
-        masks = measured.bool().expand(x.shape)
+        masks = [None] * len(x) if measured is None else measured.bool().expand(x.shape)
     except RuntimeError:
         raise ValueError(f"measured: expected a mask of x {tuple(x.shape)}, got {tuple(measured.shape)}") from None
-    return torch.stack([_of_image(image, _measured(image, mask)) for image, mask in zip(x, masks)])
+    return torch.stack([_of_image(image, mask) for image, mask in zip(x, masks)])
 
 
-def _of_image(y: Tensor, measured: Tensor | None) -> Tensor:
+def _of_image(y: Tensor, mask: Tensor | None) -> Tensor:
+    measured = _measured(y, mask)
     if measured is None:
         return high_differences(y, (-2, -1), 4)
     for axes, order in (((-2, -1), 4), *(((-2,), order) for order in (4, 3, 2, 1))):  # the first with enough
@@ -49,8 +48,8 @@ def _of_image(y: Tensor, measured: Tensor | None) -> Tensor:
     return y.new_full((), torch.nan)
 
 
-def _measured(y: Tensor, mask: Tensor | None = None) -> Tensor | None:
-    """Where an image holds values, or None for everywhere."""
+def _measured(y: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Where an image holds values, by itself or by the mask that is given, or None for everywhere."""
     if not y.any():
         return None
     if (y == 0).sum() > 0.1 * y.numel():

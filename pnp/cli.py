@@ -54,9 +54,9 @@ def reconstruct(options) -> None:
     solution = solve(scan.op, scan.y, denoisers.load(options.denoiser), algorithm=options.algorithm, progress=True)
     print(solution)
     out = options.out or file.with_name(_stem(file) + "-pnp.nii.gz")
-    ending = next((e for e in (".nii.gz", ".nii", ".npy", ".dcm", ".png") if out.name.lower().endswith(e)), "")
-    stem = out.name[: len(out.name) - len(ending)]
-    for kind in (".nii.gz" if ending in ("", ".png") else ending, ".png"):
+    stem = _stem(out, io.WRITTEN)
+    ending = out.name[len(stem) :]
+    for kind in (".nii.gz" if ending.lower() in ("", ".png") else ending, ".png"):
         print("wrote", io.save(out.with_name(stem + kind), solution.x, like=scan))
 
 
@@ -230,10 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stem(path: Path) -> str:
+def _stem(path: Path, endings: tuple[str, ...] = (*io.ENDINGS, ".hdr")) -> str:
     """The file's name without the ending that tells its kind."""
-    endings = sorted((*io.ENDINGS, ".hdr"), key=len, reverse=True)
-    return next((path.name[: -len(e)] for e in endings if path.name.lower().endswith(e)), path.name)
+    longest_first = sorted(endings, key=len, reverse=True)
+    return next((path.name[: -len(e)] for e in longest_first if path.name.lower().endswith(e)), path.name)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Scan:
 
 
 ENDINGS = (".cfl", ".npy", ".nii", ".nii.gz", ".dcm")
+WRITTEN = (".nii", ".nii.gz", ".dcm", ".npy", ".png")
 
 
 def readable(path: Path) -> bool:
@@ -115,7 +116,7 @@ def save(
         )
     name = path.name.lower()
     ending = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
-    if ending not in (".nii", ".nii.gz", ".dcm", ".npy", ".png"):
+    if ending not in WRITTEN:
         raise ValueError(f"path: expected a name ending in .nii, .nii.gz, .dcm, .npy or .png, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending == ".dcm":

@@ -101,7 +101,8 @@ def _check_probabilities(probabilities: Tensor, true: Tensor, **counts: int) -> 
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}: expected at least 1, got {count}")
-    _check_tensors(probabilities=probabilities, true=true)
+    if not isinstance(probabilities, Tensor):
+        raise TypeError(f"probabilities: expected a tensor, got {type(probabilities).__name__}")
     if probabilities.ndim != 4 or true.shape != (len(probabilities), *probabilities.shape[2:]):
         shapes = f"{tuple(probabilities.shape)} and {tuple(true.shape)}"
         raise ValueError(f"probabilities, true: expected (B, K, H, W) and (B, H, W), got {shapes}")
@@ -111,26 +112,20 @@ def _check_probabilities(probabilities: Tensor, true: Tensor, **counts: int) -> 
 
 
 def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
         found = f"{labels.dtype} from {labels.min()} to {labels.max()}"
         raise ValueError(f"{name}: expected class numbers from 0 to {num_classes - 1}, got {found}")
 
 
-def _check_tensors(**given) -> None:
-    for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-
-
 def _pool(predicted: Tensor, true: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
-    _check_tensors(predicted=predicted, true=true)
     if not pooled or predicted.shape != true.shape:
         return predicted, true
     return predicted.reshape(1, -1, predicted.shape[-1]), true.reshape(1, -1, true.shape[-1])
 
 
 def _distance(metric, predicted, true, num_classes, spacing, **options) -> Tensor:
-    _check_tensors(predicted=predicted, true=true)
     found, wanted = _one_hot(predicted, true, num_classes)
     spacing = [float(s) for s in spacing] if isinstance(spacing, (tuple, list)) else float(spacing)
     with warnings.catch_warnings():

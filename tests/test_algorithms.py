@@ -188,7 +188,7 @@ def test_few_steps_start_low_where_a_mask_leaves_little_open(brain, medical):
 
 
 def test_many_steps_are_as_good_as_some(brain, medical):
-    """They would smooth away what is there, if each went as far: by half a decibel here, without falling steps."""
+    """They would smooth away what is there, if each went as far: by 0.4 dB here."""
     op = operators.ParallelBeamCT((96, 80), torch.arange(90) * math.pi / 90)
     sinogram = op.A(brain)
     y = sinogram + 0.02 * sinogram.max() * torch.randn(sinogram.shape, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import deepinv
 import numpy as np
 import pytest
 import torch
-from conftest import relative
+from conftest import LAST_DIGITS, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,7 +285,7 @@ def test_samples_of_a_known_prior():
 def test_samples_of_the_bundled_prior_are_seeded(medical):
     first, again = (denoisers.sample(medical, (2, 1, 32, 40), steps=4, seed=1) for _ in range(2))
     assert first.shape == (2, 1, 32, 40)
-    assert relative(again, first) < 1e-3
+    assert relative(again, first) < LAST_DIGITS
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1"):
         denoisers.sample(medical, steps=0)
     with pytest.raises(ValueError, match="first, last: expected first >= last > 0"):
