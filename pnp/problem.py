@@ -74,7 +74,8 @@ class Problem:
         self.calls = self.measured.calls
         self.calls["denoiser"] = 0
         self.seconds = {"data": 0.0, "denoiser": 0.0}
-        self.alternating = True  # of volumes, whether each call of the denoiser sees slices along another axis
+        # whether calls of the denoiser may differ: slices of volumes along another axis each, phase of the last image
+        self.alternating = True
         with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
             self._normalise(told, seed)
         if denoiser is not None:
@@ -93,11 +94,9 @@ class Problem:
         self._inverse = None if uneven else closed_form(self.measured.op, b)
 
         self.scale = torch.ones_like(self.norm)
-        first = self.tikhonov(0.05)
+        first = torch.where(self._beyond_view(), 0.0, self.smoothest())
         self.scale, self.offset, self.phase = _image_range(first)
-        self.first, holes = first / self.scale, self._leaves_holes()
-        if holes.any():
-            self.first = torch.where(holes, self.smoothest(), self.first)
+        self.first = first / self.scale
 
         self.measured_noise = told
         if not uneven:  # a number, or one for each item
@@ -154,6 +153,8 @@ class Problem:
                 f"the denoiser returned values that are not finite, for an image within [{u.min():.3g}, {u.max():.3g}] "
                 f"times the range and sigma {sigma.max():.3g}."
             )
+        if self.alternating and self._denoiser.phase is not None:
+            self._denoiser.phase = _smooth_phase(d.detach())
         self.seconds["denoiser"] += time.perf_counter() - began
         return d
 
@@ -198,19 +199,13 @@ class Problem:
         self.seconds["denoiser"] += time.perf_counter() - began
         return _per_item(value, u)
 
-    def tikhonov(self, rho: float, iterations: int = 30, tolerance: float = 1e-3) -> Tensor:
-        """argmin |A u - y|^2 + rho |u|^2."""
-        zero = torch.zeros_like(self.measured.adjoint_y)
-        return self.data_step(zero, torch.full_like(self.norm, rho), iterations, tolerance)
-
-    def smoothest(self, weight: float = 0.05, iterations: int = 60) -> Tensor:
+    def smoothest(self, weight: float = 0.05, iterations: int = 60, tolerance: float = 1e-4) -> Tensor:
         """argmin |A u - y|^2 + weight |grad u|^2, which fills what A leaves out from around it."""
 
         def normal(u: Tensor) -> Tensor:
             return self.normal(u) + weight * TVDenoiser.nabla_adjoint(TVDenoiser.nabla(u))
 
-        # what is left to fill is a small part of all, which the first iterations settle
-        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations, tolerance=1e-5)
+        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations, tolerance)
 
     def data_term(self, u: Tensor) -> Tensor:
         """|A u - y|^2 / 2, (B, 1, ...)."""
@@ -226,19 +221,17 @@ class Problem:
         self.seconds["data"] += time.perf_counter() - began
         return variance.sqrt() / (self.noise * self.norm.sqrt() * self.scale)
 
-    def _leaves_holes(self) -> Tensor:
-        """Whether A'A leaves holes in a flat image, as masks of pixels do, and blurs that are cut off at the border.
+    def _beyond_view(self) -> Tensor:
+        """Where A sees next to nothing and the image is 0: beyond the circle of a scanner, or of all coils.
 
-        Scattered ones make it rough: 2 to 4 by the measure here, else below 0.01. Others count where A is local; beyond
-        the circle of a scanner or where no coil sees anything, the image is 0.
+        Not where A is local, as a mask of pixels or a blur that is cut off at the border: there, the image goes on.
         """
         seen = self.normal(torch.ones_like(self.measured.adjoint_y))
-        rough, size = (v.square().flatten(1).sum(1) for v in (TVDenoiser.nabla(seen), seen))
-        low, high = seen.flatten(1).amin(1), seen.flatten(1).amax(1)
-        holes = (low < 0.1 * high) & (low > -0.05 * high)
-        if holes.any() and not noise_levels.gives_images(self.measured.op, self.measured.y, seen):
-            holes = torch.zeros_like(holes)
-        return _per_item((rough > 0.5 * size) | holes, seen)
+        low, high = (_per_item(extreme(seen.flatten(1), 1), seen) for extreme in (torch.amin, torch.amax))
+        beyond = (seen < 0.1 * high) & (low > -0.05 * high)
+        if beyond.any() and noise_levels.gives_images(self.measured.op, self.measured.y, seen):
+            return torch.zeros_like(beyond)
+        return beyond
 
     def _estimated_noise(self) -> Tensor:
         """Standard deviation of the noise in the measurements of each item, (B,).
@@ -291,11 +284,8 @@ class Problem:
 def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scale, offset (B, 1, ...) and, of complex images, smooth phase (B, ...), from a first image."""
     if image.shape[1] == 2:
-        value = torch.view_as_complex(image.movedim(1, -1).contiguous())
-        scale = _percentile(value.abs()[:, None], 0.999)
-        offset = torch.zeros_like(scale)
-        smooth = _low_pass(value)
-        phase = smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
+        scale = _percentile(image.square().sum(1, keepdim=True).sqrt(), 0.999)
+        offset, phase = torch.zeros_like(scale), _smooth_phase(image)
     else:
         low, high = _percentile(image, 0.001), _percentile(image, 0.999)
         # a low positive offset is left, since what a first image shows of it is not reliable (limited angles)
@@ -304,15 +294,19 @@ def _image_range(image: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     return torch.where(scale > 0, scale, 1.0), offset, phase  # an item without signal stays 0
 
 
-def _low_pass(image: Tensor, width: float = 0.04) -> Tensor:
-    """Gaussian low-pass of complex images (B, ...); ``width`` is its standard deviation in cycles per pixel."""
-    axes = tuple(range(1, image.ndim))
-    spectrum = torch.fft.fftn(image, dim=axes)
-    for axis in axes:
-        frequency = torch.fft.fftfreq(image.shape[axis], device=image.device)
-        window = torch.exp(-(frequency**2) / (2 * width**2))
-        spectrum *= window.view(-1, *[1] * (image.ndim - 1 - axis))
-    return torch.fft.ifftn(spectrum, dim=axes)
+def _smooth_phase(image: Tensor, width: float = 0.04, share: float = 0.3) -> Tensor:
+    """Unit complex numbers (B, ...) with the phase of complex images (B, 2, ...), smooth also where there is no signal.
+
+    It is that of the image smoothed by a Gaussian of ``width``, its standard deviation in cycles per pixel, and a
+    ``share`` of one of half the width, and so on: beside an object, what is wider outweighs the noise.
+    """
+    value = torch.view_as_complex(image.movedim(1, -1).contiguous())
+    axes = tuple(range(1, value.ndim))
+    squares = [torch.fft.fftfreq(value.shape[axis], device=value.device) ** 2 for axis in axes]
+    square = sum(torch.meshgrid(*squares, indexing="ij"))
+    window = sum(share**k * torch.exp(-square / (2 * (width / 2**k) ** 2)) for k in range(5))
+    smooth = torch.fft.ifftn(torch.fft.fftn(value, dim=axes) * window.to(image.dtype), dim=axes)
+    return smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
 
 
 def _percentile(image: Tensor, q: float) -> Tensor:

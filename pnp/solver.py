@@ -112,7 +112,7 @@ def solve(
         noise model (Gaussian, or ``operators.LowDose``); where it has none, it is estimated. Noise that coils have in
         common is whitened before, with ``operators.coils.whiten`` on k-space and maps; :func:`pnp.io.load` does it.
     :param iterations: number of iterations, default the algorithm's.
-    :param start: image to start from, default a regularised least-squares solution.
+    :param start: image to start from, default the smoothest that fits the measurements.
     :param seed: seed of all that is random; the same seed gives the same image.
     :param callback: called after each iteration as ``callback(k, x)``; when what it returns is true the iteration
         stops.

@@ -213,7 +213,7 @@ class DouglasRachford(Splitting):
         first = 0.5 * 0.4**strong if self.first is None else torch.full_like(noise, self.first)
         last = noise.minimum(first)
         lower = 1 - strong * (1 - fill * ((0.9 - left_open) / 0.4).clamp(0, 1))
-        skipped = lower * max(10 - self.iterations, 0) / 16
+        skipped = lower * min(max(10 - self.iterations, 0) ** 2 / 80, 0.7)
         for share in torch.linspace(0, 1, self.iterations).tolist():
             t = skipped + (1 - skipped) * share
             sigma = (first**0.25 * (1 - t) + last**0.25 * t) ** 4

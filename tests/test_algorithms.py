@@ -98,10 +98,10 @@ def test_momentum_is_faster_and_ends_at_the_minimiser(case):
     op, y, _ = case
     weight = 0.01
     ridge = lambda x, sigma: x / (1 + weight)  # noqa: E731
-    found = {
-        (kind, count): pnp.solve(op, y, ridge, algorithm=kind(sigma=[0.1] * count, rho=[1.0] * count), noise=0.01).x
-        for kind, count in ((PGD, 60), (FISTA, 60), (FISTA, 400), (PGD, 4000))
-    }
+    found, far = {}, torch.zeros_like(op.A_adjoint(y))
+    for kind, count in ((PGD, 60), (FISTA, 60), (FISTA, 400), (PGD, 4000)):
+        algorithm = kind(sigma=[0.1] * count, rho=[1.0] * count)
+        found[kind, count] = pnp.solve(op, y, ridge, algorithm=algorithm, noise=0.01, start=far).x
     minimiser = found[PGD, 4000]
     errors = {key: relative(x, minimiser) for key, x in found.items()}
     assert errors[FISTA, 400] < 4e-3
@@ -183,7 +183,7 @@ def test_few_steps_start_low_where_a_mask_leaves_little_open(brain, medical):
         if acceleration == 2:
             assert quality.psnr(few.x, truth) > quality.psnr(whole.x, truth) - 1
     assert starts == sorted(starts)
-    assert starts[0] == pytest.approx(0.083, abs=0.01)
+    assert starts[0] == pytest.approx(0.07, abs=0.01)
     assert starts[-1] == pytest.approx(0.2, abs=0.02)
 
 
@@ -248,7 +248,8 @@ def test_gradient_step_finds_the_minimiser(proximal, multicoil):
     solution = pnp.solve(op, y, Quadratic(), algorithm=algorithm, noise=0.2)
     weight = 0.4 * solution.history["rho"][0]
     problem = Problem(op, y, None)
-    expected = problem.tikhonov(weight, 200, 1e-6) * problem.scale
+    zero = torch.zeros_like(problem.first)
+    expected = problem.data_step(zero, torch.full_like(problem.norm, weight), 200, 1e-6) * problem.scale
     assert relative(solution.x, expected) < (2e-3 if proximal else 1e-2)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import deepinv
 import pytest
 import torch
 from conftest import relative
 from deepinv.physics.functional.blur import gaussian_blur
 
+import operators
 import pnp
 from pnp import quality
 from pnp.problem import Problem
@@ -66,6 +69,20 @@ def test_holes_are_filled_from_around(make, brain, medical):
     from_nothing = pnp.solve(op, y, medical, noise=0.02, start=op.A_adjoint(y)).x
     assert quality.psnr(found, truth) > quality.psnr(tv, truth) - 0.5
     assert quality.psnr(found, truth) > quality.psnr(from_nothing, truth) + 3
+
+
+@pytest.mark.parametrize(("degrees", "detectors"), [(90, None), (180, 72)])
+def test_what_few_views_show_is_continued(degrees, detectors, brain, medical):
+    """Of views from half of the sides, or of its middle only, better than from a ridge-regularised start."""
+    angles = torch.arange(60) * math.radians(degrees) / 60
+    op = operators.ParallelBeamCT((96, 80), angles, detectors=detectors)
+    y = op.A(brain)
+    y = y + 0.005 * y.max() * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    problem = Problem(op, y, None)
+    ridge = problem.data_step(0 * problem.first, torch.full_like(problem.norm, 0.05), 60) * problem.scale
+    first = problem.first * problem.scale
+    assert quality.psnr(first, brain) > quality.psnr(ridge, brain) + 1
+    assert quality.psnr(pnp.solve(op, y, medical).x, brain) > quality.psnr(first, brain) + 3
 
 
 def test_beyond_the_scanner_nothing_is_made_up(brain, medical):
