@@ -27,7 +27,7 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 
 Not distilled into a single call: of the 1.7 s that 256 x 256 pixels with 8 coils take on one core
 (`benchmarks/solve_time.py`), the denoiser has 64 %: calls for free would leave the other 36 %; and three
-calls in place of ten cost 0.3 dB (ultrasound) to 2.7 dB (radial MRI, `benchmarks/diffusion.py`), for the data steps
+calls in place of ten cost 0.1 dB (ultrasound) to 2.7 dB (Cartesian MRI, `benchmarks/diffusion.py`), for the data steps
 between them are lost, too.
 """
 

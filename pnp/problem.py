@@ -306,7 +306,7 @@ def _smooth_phase(image: Tensor, width: float = 0.04, share: float = 0.3) -> Ten
     square = sum(torch.meshgrid(*squares, indexing="ij"))
     window = sum(share**k * torch.exp(-square / (2 * (width / 2**k) ** 2)) for k in range(5))
     smooth = torch.fft.ifftn(torch.fft.fftn(value, dim=axes) * window.to(image.dtype), dim=axes)
-    return smooth / smooth.abs().clamp_min(torch.finfo(image.dtype).tiny)
+    return torch.polar(torch.ones_like(smooth.real), smooth.angle())  # 1 where the image is 0
 
 
 def _percentile(image: Tensor, q: float) -> Tensor:

@@ -212,7 +212,7 @@ class DouglasRachford(Splitting):
         low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
         first = 0.5 * 0.4**strong if self.first is None else torch.full_like(noise, self.first)
         last = noise.minimum(first)
-        lower = 1 - strong * (1 - fill * ((0.9 - left_open) / 0.4).clamp(0, 1))
+        lower = 1 - strong * (1 - (fill * ((0.9 - left_open) / 0.4).clamp(0, 1)).clamp_max(0.8))
         skipped = lower * min(max(10 - self.iterations, 0) ** 2 / 80, 0.7)
         for share in torch.linspace(0, 1, self.iterations).tolist():
             t = skipped + (1 - skipped) * share

@@ -75,6 +75,18 @@ def test_phase_is_smooth_beside_the_object_and_follows_the_image(brain, medical)
     assert scores[True] > scores[False] + 0.5
 
 
+def test_an_image_that_the_denoiser_empties_comes_back(multicoil):
+    """What strong thresholds leave of it has no phase."""
+    op, y, truth = multicoil
+
+    def emptied(grey, sigma):
+        if grey.shape[1] > 1:
+            raise ValueError("for grey images")
+        return grey * (torch.as_tensor(sigma).amax() < 0.19)
+
+    assert relative(pnp.solve(op, y, emptied).x, truth) < 0.3
+
+
 def test_phase_of_the_image_does_not_matter(multicoil, medical):
     op, y, _ = multicoil
     x = pnp.solve(op, y, medical, iterations=4).x
