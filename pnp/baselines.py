@@ -107,5 +107,5 @@ class Wavelets(FISTA):
         return denoisers.classical.Wavelet(weight=1.0)
 
     def schedule(self, problem: Problem) -> Schedule:
-        problem.alternating = False  # the minimiser is one of all slices
+        problem.varying = False  # the minimiser is one of all slices
         return TotalVariation.schedule(self, problem)

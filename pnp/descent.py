@@ -44,7 +44,7 @@ class GradientStep:
         return [(sigma, self.weight * (problem.noise / sigma) ** 2)] * self.iterations
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
-        problem.alternating = False  # the objective is one of all slices
+        problem.varying = False  # the objective is one of all slices
         x, value, tau = state if len(state) > 1 else self._begin(problem, *state, sigma, rho)
         slope = rho * (x - problem.denoise(x, sigma))
         if not self.proximal:

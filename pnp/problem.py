@@ -75,7 +75,7 @@ class Problem:
         self.calls["denoiser"] = 0
         self.seconds = {"data": 0.0, "denoiser": 0.0}
         # whether calls of the denoiser may differ: slices of volumes along another axis each, phase of the last image
-        self.alternating = True
+        self.varying = True
         with torch.no_grad():  # where gradients are asked for, scale, noise level and start count as given
             self._normalise(told, seed)
         if denoiser is not None:
@@ -145,7 +145,7 @@ class Problem:
         began = time.perf_counter()
         if u.ndim == 5:  # slices along another axis each time: as good as the mean over all, in a third of the time
             axes = self._slicing(u)
-            self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],) if self.alternating else axes
+            self._denoiser.axes = (axes[self.calls["denoiser"] % len(axes)],) if self.varying else axes
         self.calls["denoiser"] += 1
         d = self._denoiser(u, sigma)
         if not torch.isfinite(d).all() and torch.isfinite(u).all():
@@ -153,7 +153,7 @@ class Problem:
                 f"the denoiser returned values that are not finite, for an image within [{u.min():.3g}, {u.max():.3g}] "
                 f"times the range and sigma {sigma.max():.3g}."
             )
-        if self.alternating and self._denoiser.phase is not None:
+        if self.varying and self._denoiser.phase is not None:
             self._denoiser.phase = _smooth_phase(d.detach())
         self.seconds["denoiser"] += time.perf_counter() - began
         return d

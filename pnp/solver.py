@@ -145,7 +145,7 @@ def solve(
     with torch.set_grad_enabled(gradients == "unrolled"):
         state, history, moved = iterate(problem, algorithm, schedule, state, callback, progress, on_divergence)
     if gradients == "implicit":
-        problem.alternating = False
+        problem.varying = False
         state = (_fixed_point(algorithm, problem, state, schedule[-1]),)
     return Solution(
         x=state[0] * problem.scale,

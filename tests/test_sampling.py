@@ -136,7 +136,7 @@ def test_function_of_a_map():
 def test_gradient_through_the_denoiser_is_deepinvs(multicoil, medical):
     op, y, _ = multicoil
     problem = Problem(op, y, medical, 0.01)
-    problem.alternating = False  # both take the phase of the first image off
+    problem.varying = False  # both take the phase of the first image off
     z = problem.first + 0.1 * problem.white()
     sigma = torch.full_like(problem.norm, 0.1)
 

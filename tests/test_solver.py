@@ -66,7 +66,7 @@ def test_phase_is_smooth_beside_the_object_and_follows_the_image(brain, medical)
         problem, algorithm = Problem(op, y, medical, 0.02), DouglasRachford()
         steps = (problem.phase[:, :, 1:] * problem.phase[:, :, :-1].conj()).angle()
         assert steps.abs().mean() < 0.05  # 0.02 in truth
-        problem.alternating = follows
+        problem.varying = follows
         (x, *_), _, _ = iterate(problem, algorithm, list(algorithm.schedule(problem)), (problem.first,))
         error = (problem._denoiser.phase[0] * torch.polar(torch.ones_like(phase), -phase)).angle()
         off[follows] = error[brain[0, 0] > 0.2].square().mean().sqrt()
