@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from operators.density import pipe_menon
@@ -18,8 +19,8 @@ from operators.operator import Operator, check_real, own, sizes
 class NonCartesianMRI(Operator):
     r"""Non-Cartesian MRI, :math:`y_{n,m} = (HW)^{-1/2} \sum_r s_n(r) x(r) e^{-i k_m \cdot r}`.
 
-    Forward and adjoint are non-uniform FFTs; the normal product :math:`A^H A` is a convolution, which two FFTs on twice
-    the grid apply exactly (Toeplitz embedding: Fessler et al., IEEE Trans Signal Process 2005).
+    Forward and adjoint are non-uniform FFTs; the normal product :math:`A^H A` is a convolution, which two FFTs on about
+    twice the grid apply exactly (Toeplitz embedding: Fessler et al., IEEE Trans Signal Process 2005).
 
     :param trajectory: points (M, 2) in radians per pixel along H and along W, within [-pi, pi), see
         :mod:`operators.trajectories`; (M, 3) along D, H and W for volumes.
@@ -63,12 +64,12 @@ class NonCartesianMRI(Operator):
         self.update_parameters(**kwargs)
         check_real(x, "x", self.image_shape, self.items)
         image, t = to_complex(x.expand(max(len(x), self.items), *self.image_shape)), self._tables(x)
-        axes = [(axis - len(self.image_shape) + 1, n) for axis, n in enumerate(self.image_shape[1:])]
+        axes = [(axis - len(self._kernel.shape), n) for axis, n in enumerate(self.image_shape[1:])]
 
         def convolved_conjugate(coils: Tensor) -> Tensor:
             # axis by axis: what is padded with zeros, and what is cropped in the end, is not transformed
-            for axis, n in axes:
-                coils = torch.fft.fft(coils, n=2 * n, dim=axis)
+            for axis, _ in axes:
+                coils = torch.fft.fft(coils, n=self._kernel.shape[axis], dim=axis)
             torch.view_as_real(coils).mul_(t.kernel)  # a real product of contiguous values is the fastest
             for axis, n in reversed(axes):
                 coils = torch.fft.fft(coils, dim=axis).narrow(axis, 0, n)
@@ -131,11 +132,12 @@ class NonCartesianMRI(Operator):
 
 
 def _toeplitz_kernel(trajectory: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
-    """Spectrum on the doubled grid of the convolution A'A: that of sum_m exp(i k_m . d) / HW at all lags d."""
+    """Spectrum of the convolution A'A, that of sum_m exp(i k_m . d) / HW, on a grid that holds all lags d."""
     ones = torch.ones(len(trajectory), dtype=torch.complex128)
-    lags = NUFFT(trajectory, tuple(2 * n for n in shape), min(eps, 1e-6)).adjoint(ones) / math.prod(shape)
-    for axis in range(lags.ndim):  # the lag -n belongs to no pair of pixels
-        lags.select(axis, 0).zero_()
+    grid = tuple(next_fast_len(2 * n - 1) for n in shape)
+    lags = NUFFT(trajectory, grid, min(eps, 1e-6)).adjoint(ones) / math.prod(shape)
+    for axis, (n, size) in enumerate(zip(shape, grid)):  # lags from n belong to no pair of pixels
+        lags.movedim(axis, -1).mul_((torch.arange(size) - size // 2).abs() < n)
     return torch.fft.fftn(torch.fft.ifftshift(lags)).real  # real, because the lags d and -d are conjugate
 
 
