@@ -9,8 +9,9 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
 
 - Units: with the largest eigenvalue L of A'A and the range of a first image, operator and image are scaled to 1, so
   that one set of constants fits all.
-- Levels: sigma_k falls as a fourth power from half of the range (of masks in k-space, a fifth of it) to the noise
-  level s: the coarse is decided in few calls, the fine in many.
+- Levels: sigma_k falls as a fourth power to the noise level s: the coarse is decided in few calls, the fine in many.
+  The first is what may be wrong in the start: its noise, which grows with s / trace[A'A]^(3/4), or coarse structure
+  that A does not see, the more the lower its frequency k; the smallest eigenvalue of A'A - Laplace / 20 is k^2 / 20.
 - Data step: v = argmin |A v - y|^2 + rho_k |v - z|^2, by conjugate gradients started at z, so that what A does not see
   stays what the denoiser made of it.
 - Reflection: the denoiser sees v + r (v - z), and z moves to D + r (z - v), with r < 1. This is Douglas and Rachford's

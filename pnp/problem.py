@@ -23,6 +23,7 @@ from pnp.spectrum import lanczos
 
 # below this noise level, in units of the image's range, the data step is as good as exact interpolation
 LEAST_NOISE = 5e-4
+SMOOTHNESS = 0.05  # weight of the squared gradient where the smoothest image is asked for
 
 
 class DivergenceError(RuntimeError):
@@ -92,6 +93,8 @@ class Problem:
             raise ValueError("op: expected an operator other than 0")
         self.ritz_values = values / values[:, -1:]
         self._inverse = None if uneven else closed_form(self.measured.op, b)
+        # square of the frequency, in radians per pixel, of the coarsest structure that A leaves open
+        self.unseen = _per_item(lanczos(self._smoothing, b, seed=seed or 0)[0][:, 0] / SMOOTHNESS, b)
 
         self.scale = torch.ones_like(self.norm)
         first = torch.where(self._beyond_view(), 0.0, self.smoothest())
@@ -174,7 +177,7 @@ class Problem:
         many.measured = self.measured.repeated(count)
         many._denoiser = copy.copy(self._denoiser)
         for owner, names in (
-            (many, ("norm", "scale", "offset", "noise", "first", "ritz_values", "ritz_weights")),
+            (many, ("norm", "scale", "offset", "noise", "first", "unseen", "ritz_values", "ritz_weights")),
             (many._denoiser, ("offset", "phase")),
         ):
             for name in names:
@@ -199,13 +202,12 @@ class Problem:
         self.seconds["denoiser"] += time.perf_counter() - began
         return _per_item(value, u)
 
-    def smoothest(self, weight: float = 0.05, iterations: int = 60, tolerance: float = 1e-4) -> Tensor:
-        """argmin |A u - y|^2 + weight |grad u|^2, which fills what A leaves out from around it."""
+    def smoothest(self, iterations: int = 60, tolerance: float = 1e-4) -> Tensor:
+        """argmin |A u - y|^2 + SMOOTHNESS |grad u|^2, which fills what A leaves out from around it."""
+        return conjugate_gradients(self._smoothing, self.adjoint_y, torch.zeros_like(self.norm), iterations, tolerance)
 
-        def normal(u: Tensor) -> Tensor:
-            return self.normal(u) + weight * TVDenoiser.nabla_adjoint(TVDenoiser.nabla(u))
-
-        return conjugate_gradients(normal, self.adjoint_y, torch.zeros_like(self.norm), iterations, tolerance)
+    def _smoothing(self, u: Tensor) -> Tensor:
+        return self.normal(u) + SMOOTHNESS * TVDenoiser.nabla_adjoint(TVDenoiser.nabla(u))
 
     def data_term(self, u: Tensor) -> Tensor:
         """|A u - y|^2 / 2, (B, 1, ...)."""

@@ -37,7 +37,7 @@ OPERATORS = ["radial MRI x8", "Cartesian MRI x8", "CT 30 views", "ultrasound PSF
 CALLS = (3, 5, 8, 10, 16, 24, 50, 100)
 TUNED = (10, 100)
 SETTINGS = {
-    "drs": {"reflection": (None, 0.0, 0.3, 0.6, 0.9), "first": (None, 0.294)},
+    "drs": {"reflection": (None, 0.0, 0.3, 0.6, 0.9), "first": (None, 0.12, 0.294)},
     "hqs": {"weight": (0.1, 0.23, 0.5, 1.0), "last": (0.5, 1.0)},
     "diffpir": {"weight": (0.1, 0.3, 1.0, 3.0), "renewal": (0.3, 1.0)},
     "dds": {"gamma": (1.0, 5.0, 20.0, 100.0), "renewal": (0.3, 0.72)},
