@@ -175,9 +175,10 @@ class DouglasRachford(Splitting):
     whose eigenvalues are 0 or near 1, r is 0.7 to 0.8, longer the more they leave open, and the factor 1.7 where that
     is most. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6, the factor 1.5.
     Both are there to fill in what is left open: where A hardly leaves a direction open, as in mild deconvolution, the
-    factor falls to 1, and the 0.6 to 0.3. The longer z is under way, the more it is smoothed: beyond 16 iterations, the
-    factor falls, so that more of them go no further. Where A'A is a mask (of one coil, or of pixels) that leaves most
-    open, the noise counts as 0.002 at least, since few steps do not tell more of that.
+    factor falls to 1, and the 0.6 to 0.3. The longer z is under way, the more it is smoothed: beyond 16 iterations, in
+    tomography beyond 9 where noise is all that is wrong in the first image, the factor falls, so that more of them go
+    no further. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the noise counts as 0.002 at
+    least, since few steps do not tell more of that.
 
     The levels fall as a fourth power. They begin with what may be wrong in the first image: the noise, amplified where
     A is weak, 1.5 noise over the mean eigenvalue to the 3/4; and coarse structure that A leaves open, the more of it
@@ -212,14 +213,16 @@ class DouglasRachford(Splitting):
         noise = torch.maximum(problem.noise, 2e-3 * (1 - weak / 0.05).clamp(0, 1) * mostly)
         r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.7 + 0.1 * left_open)
         r = r if self.reflection is None else torch.full_like(r, self.reflection)
+        noisy, coarse = 1.5 * problem.noise / mean**0.75, 0.045 / problem.unseen
         relaxation = self.relaxation
         if relaxation is None:
-            relaxation = (1 + 0.5 * fill + 0.2 * strong * mostly) * min(1.0, 16 / self.iterations)
+            done = (1 - strong) * ((noisy - 0.2) / 0.2).clamp(0, 1) * ((0.3 - coarse) / 0.15).clamp(0, 1)
+            relaxation = (1 + 0.5 * fill + 0.2 * strong * mostly) * ((16 - 7 * done) / self.iterations).clamp_max(1)
         low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
         lower = 1 - strong * (1 - (fill * ((0.9 - left_open) / 0.4).clamp(0, 1)).clamp_max(0.8))
         skipped = lower * min(max(10 - self.iterations, 0) ** 2 / 80, 0.7)
         most = between(0.7 ** (1 - strong) * 0.2**strong, noise, skipped)
-        first = torch.maximum(0.045 / problem.unseen, 1.5 * problem.noise / mean**0.75).clamp_min(0.1).minimum(most)
+        first = torch.maximum(noisy, coarse).clamp_min(0.1).minimum(most)
         first = first if self.first is None else torch.full_like(noise, self.first)
         last = noise.minimum(first)
         for share in torch.linspace(0, 1, self.iterations).tolist():
