@@ -228,6 +228,17 @@ def test_many_steps_are_as_good_as_some(brain, medical):
     assert quality.psnr(many.x, brain) > quality.psnr(some.x, brain) - 0.1
 
 
+@pytest.mark.parametrize(("degrees", "noise", "enough"), [(180, 3.0, 9), (180, 0.01, 16), (100, 3.0, 16)])
+def test_steps_get_shorter_once_the_noise_is_gone(degrees, noise, enough, brain):
+    """After nine where noise is all that is wrong at first; later where little of it is, or structure is missing."""
+    op = operators.ParallelBeamCT((96, 80), torch.arange(90) * math.radians(degrees) / 90)
+    problem = Problem(op, op.A(brain), None, noise=noise)
+    once, twice = (next(iter(DouglasRachford(count).schedule(problem)))[3].item() for count in (enough, 2 * enough))
+    assert twice == pytest.approx(once / 2, rel=0.1)  # the share of tomography in it is 0.9 here
+    *_, (_, _, _, fewer) = DouglasRachford(enough // 2).schedule(problem)
+    assert fewer.item() == pytest.approx(once)
+
+
 def test_little_noise_does_not_slow_the_filling_of_a_mask(brain, medical):
     """Three quarters of k-space are open, of one coil: few steps fill them better at levels that fall less far."""
     op = operators.MRI(masks.poisson((96, 80), 4, 24, seed=0))
