@@ -94,7 +94,8 @@ class Problem:
         self.ritz_values = values / values[:, -1:]
         self._inverse = None if uneven else closed_form(self.measured.op, b)
         # square of the frequency, in radians per pixel, of the coarsest structure that A leaves open
-        self.unseen = _per_item(lanczos(self._smoothing, b, seed=seed or 0)[0][:, 0] / SMOOTHNESS, b)
+        smallest = lanczos(self._smoothing, b, seed=seed or 0)[0][:, 0]
+        self.unseen = _per_item(smallest.clamp_min(1e-6) / SMOOTHNESS, b)
 
         self.scale = torch.ones_like(self.norm)
         first = torch.where(self._beyond_view(), 0.0, self.smoothest())
