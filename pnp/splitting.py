@@ -169,22 +169,24 @@ class DouglasRachford(Splitting):
     it, z settles at :math:`r (z - v)`, and an eigenvalue :math:`\theta` of A'A passes on noise of the power
     :math:`\theta\,\mathrm{noise}^2 / ((1 - r) \theta + \rho)^2`. With the eigenvalues in ``problem.ritz_values`` and
     their weights w, :math:`\lambda = \sum w \theta \rho / ((1 - r) \theta + \rho)^2` for
-    :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. It is at most 1 and at least 0.17, for masks 0.17 + (r - 0.6).
+    :math:`\rho = \lambda\,\mathrm{noise}^2 / \sigma^2`. It is at most 1 and at least 0.17, for masks 0.17 + (r - 0.6),
+    otherwise down to 0.05 where there is hardly any noise.
+
+    What may be wrong in the first image is the noise, amplified where A is weak, 1.5 noise over the mean eigenvalue to
+    the 3/4; and coarse structure that A leaves open, the more of it the lower its frequency k in radians per pixel,
+    0.045 / k^2. The levels begin with the larger of them, from 0.1 to 0.7 of the range, for masks to 0.2, and fall as
+    a fourth power. Fewer than ten iterations start lower, with masks most where 0.3 to 0.5 is left open, and not at
+    all beyond 0.9, which is a longer way.
 
     A reflection also amplifies what A passes on weakly. Where that is little, as with masks in k-space or in the image,
     whose eigenvalues are 0 or near 1, r is 0.7 to 0.8, longer the more they leave open, and the factor 1.7 where that
-    is most. Where the mean eigenvalue is far below 0.1, as in tomography and deconvolution, r is 0.6, the factor 1.5.
-    Both are there to fill in what is left open: where A hardly leaves a direction open, as in mild deconvolution, the
-    factor falls to 1, and the 0.6 to 0.3. The longer z is under way, the more it is smoothed: beyond 16 iterations, in
-    tomography beyond 9 where noise is all that is wrong in the first image, the factor falls, so that more of them go
-    no further. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the noise counts as 0.002 at
-    least, since few steps do not tell more of that.
-
-    The levels fall as a fourth power. They begin with what may be wrong in the first image: the noise, amplified where
-    A is weak, 1.5 noise over the mean eigenvalue to the 3/4; and coarse structure that A leaves open, the more of it
-    the lower its frequency k in radians per pixel, 0.045 / k^2. The first level is the larger of them, from 0.1 to 0.7
-    of the range, for masks to 0.2. Fewer than ten iterations start lower, with masks most where 0.3 to 0.5 is left
-    open, and not at all beyond 0.9, which is a longer way. Further parameters as in :class:`Splitting`.
+    is most. Where the mean eigenvalue is far below 0.1, as in tomography, deconvolution and radial MRI, r is 0.6 and
+    the factor 1.5; where structure is wrong rather than noise, up to 0.7 and 1.7, if there are iterations enough, from
+    ten on in full. Both are there to fill in what is left open: where A hardly leaves a direction open, as in mild
+    deconvolution, the factor falls to 1, and r to 0.3. The longer z is under way, the more it is smoothed: beyond 16
+    iterations, in tomography beyond 9 where noise is all that is wrong, the factor falls, so that more of them go no
+    further. Where A'A is a mask (of one coil, or of pixels) that leaves most open, the noise counts as 0.002 at least,
+    since few steps do not tell more of that. Further parameters as in :class:`Splitting`.
 
     :param reflection: r, from 0 to 1; None for the rule.
     :param relaxation: factor of the step, from 0 to 2; 1 for none, None for the rule.
@@ -211,14 +213,18 @@ class DouglasRachford(Splitting):
         weak = 1 - (problem.ritz_weights * theta**2).sum(1).reshape(shape) / mean  # 0 for a mask
         mostly = ((left_open - 0.55) / 0.15).clamp(0, 1)
         noise = torch.maximum(problem.noise, 2e-3 * (1 - weak / 0.05).clamp(0, 1) * mostly)
-        r = (1 - strong) * (0.3 + 0.3 * fill) + strong * (0.7 + 0.1 * left_open)
-        r = r if self.reflection is None else torch.full_like(r, self.reflection)
         noisy, coarse = 1.5 * problem.noise / mean**0.75, 0.045 / problem.unseen
+        structure = (coarse / noisy.clamp_min(0.1)).clamp(0, 1) * min(max(self.iterations / 5 - 1, 0), 1)
+        r = 0.3 + (0.3 + 0.1 * structure) * (left_open / 0.45).clamp(0, 1)
+        r = (1 - strong) * r + strong * (0.7 + 0.1 * left_open)
+        r = r if self.reflection is None else torch.full_like(r, self.reflection)
         relaxation = self.relaxation
         if relaxation is None:
             done = (1 - strong) * ((noisy - 0.2) / 0.2).clamp(0, 1) * ((0.3 - coarse) / 0.15).clamp(0, 1)
-            relaxation = (1 + 0.5 * fill + 0.2 * strong * mostly) * ((16 - 7 * done) / self.iterations).clamp_max(1)
-        low, high = self.weights or (0.17 + strong * (r - 0.6).clamp_min(0), 1.0)
+            relaxation = 1 + (0.5 + 0.2 * (1 - strong) * structure) * fill + 0.2 * strong * mostly
+            relaxation = relaxation * ((16 - 7 * done) / self.iterations).clamp_max(1)
+        low = 0.05 + 0.12 * (noisy / 0.2).clamp(0, 1)
+        low, high = self.weights or ((1 - strong**2) * low + strong**2 * (r - 0.43).clamp_min(0.17), 1.0)
         lower = 1 - strong * (1 - (fill * ((0.9 - left_open) / 0.4).clamp(0, 1)).clamp_max(0.8))
         skipped = lower * min(max(10 - self.iterations, 0) ** 2 / 80, 0.7)
         most = between(0.7 ** (1 - strong) * 0.2**strong, noise, skipped)
