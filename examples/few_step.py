@@ -27,8 +27,8 @@ in ten calls (:class:`pnp.algorithms.DouglasRachford`):
   at a lower level, unless a mask leaves most of k-space open.
 - Phase: of complex images, the smooth phase of the last image is taken off before the denoiser and put on again after.
 
-Not distilled into a single call: of the 2.0 s that 256 x 256 pixels with 8 coils take on one core
-(`benchmarks/solve_time.py`), the denoiser has 62 %: calls for free would leave the other 38 %; and three
+Not distilled into a single call: of the 2.1 s that 256 x 256 pixels with 8 coils take on one core
+(`benchmarks/solve_time.py`), the denoiser has 58 %: calls for free would leave the other 42 %; and three
 calls in place of ten cost 0.1 dB (ultrasound) to 2.7 dB (Cartesian MRI, `benchmarks/diffusion.py`), for the data steps
 between them are lost, too.
 """
