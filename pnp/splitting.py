@@ -51,6 +51,11 @@ class Splitting:
         for name in ("first", "last", "weight", "gamma", "contrast", "range"):
             if (value := getattr(self, name, None)) is not None and not value > 0:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
+        weights = getattr(self, "weights", None)
+        if weights is not None and not (
+            isinstance(weights, Sequence) and len(weights) == 2 and 0 <= weights[0] <= weights[1] < float("inf")
+        ):
+            raise ValueError(f"weights: expected the least and the largest, finite and of at least 0, got {weights}")
 
     def schedule(self, problem: Problem) -> Schedule:
         if self.sigma is None:
