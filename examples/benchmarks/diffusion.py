@@ -5,9 +5,9 @@
 
 Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
 images; the noise level is not given. Mean PSNR in dB and SSIM of point estimates and of single samples, with each
-method's own constants; then with those of its ``SETTINGS`` that suit an image's PSNR best, picked with the truth;
-coverage and spread of samples are in samples.py. ``--dps`` adds DPS with
-1000 calls, and deepinv's with its own settings, the operator scaled to norm 1.
+method's own constants; then with those of its ``SETTINGS`` that have the best mean PSNR on the operator, and with those
+that suit each image best, both picked with the truth; coverage and spread of samples are in samples.py. ``--dps`` adds
+DPS with 1000 calls, and deepinv's with its own settings, the operator scaled to norm 1.
 """
 
 import argparse
@@ -36,14 +36,15 @@ SOLVERS, KSPACE = (runpy.run_path(str(Path(__file__).with_name(f"{name}.py"))) f
 OPERATORS = ["radial MRI x8", "Cartesian MRI x8", "CT 30 views", "ultrasound PSF", "k-space"]
 CALLS = (3, 5, 8, 10, 16, 24, 50, 100)
 TUNED = (10, 100)
+TUNED_BY = ("operator", "image")
 SETTINGS = {
     "drs": {"reflection": (None, 0.0, 0.3, 0.6, 0.9), "first": (None, 0.12, 0.294)},
     "hqs": {"weight": (0.1, 0.23, 0.5, 1.0), "last": (0.5, 1.0)},
-    "diffpir": {"weight": (0.1, 0.3, 1.0, 3.0), "renewal": (0.3, 1.0)},
+    "diffpir": {"weight": (0.1, 0.25, 0.5, 1.0, 3.0), "renewal": (0.3, 1.0), "last": (0.5, 1.0)},
     "dds": {"gamma": (1.0, 5.0, 20.0, 100.0), "renewal": (0.3, 0.72)},
     "ddnm": {"renewal": (0.4, 1.0), "contrast": (0.05, 0.1, 0.2)},
     "daps": {"weight": (3.0, 10.0, 30.0), "last": (0.5, 1.0)},
-    "fire": {"weight": (0.3, 1.0, 4.0), "last": (0.5, 1.0)},
+    "fire": {"weight": (0.25, 0.5, 1.0, 2.0, 4.0), "last": (0.5, 1.0)},
     "pigdm": {"range": (0.5, 1.0), "renewal": (None, 0.3)},
     "dps": {"guidance": (0.1, 0.3, 1.0, 3.0)},
     "red-diff": {"weight": (0.02, 0.05, 0.25), "learning_rate": (0.05, 0.1)},
@@ -63,26 +64,27 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = denoisers.load("medical")
-    columns = [*map(str, options.calls), *(f"best of {count}" for count in options.tuned)]
+    columns = [*map(str, options.calls), *(f"{n}, tuned by {what}" for n in options.tuned for what in TUNED_BY)]
     print("| operator | method | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
     for name in options.only or OPERATORS:
         op, y, score = case(name, options)
         for method in options.samplers:
             figures = [text(scores(method, op, y, denoiser, score, count)) for count in options.calls]
-            figures += [text(oracle(method, op, y, denoiser, score, count)) for count in options.tuned]
+            for count in options.tuned:
+                figures += map(text, oracle(method, op, y, denoiser, score, count))
             print(f"| {name} | {method} | " + " | ".join(figures) + " |", flush=True)
         if options.dps:
             print(f"| {name} | dps, 1000 calls | {text(scores('dps', op, y, denoiser, score, 1000))} |", flush=True)
             if options.tuned:
-                best = text(oracle("dps", op, y, denoiser, score, 1000))
-                print(f"| {name} | dps, best of 1000 calls | {best} |", flush=True)
+                for what, best in zip(TUNED_BY, oracle("dps", op, y, denoiser, score, 1000)):
+                    print(f"| {name} | dps, 1000 calls, tuned by {what} | {text(best)} |", flush=True)
             print(f"| {name} | deepinv's DPS, 1000 calls | {text(dps(op, y, denoiser, score))} |", flush=True)
 
 
 def text(found):
     """Means over the images of PSNR and SSIM."""
     psnr, ssim = found.mean(0)
-    return f"{psnr:.2f}, {ssim:.3f}"
+    return f"{psnr:.3f}, {ssim:.3f}"
 
 
 def case(name, options):
@@ -118,12 +120,13 @@ def scores(method, op, y, denoiser, score, count, **settings):
 
 
 def oracle(method, op, y, denoiser, score, count):
+    """Scores with the settings that are best for all images together, and with those best for each."""
     grid = SETTINGS[method]
     tried = (dict(zip(grid, values)) for values in itertools.product(*grid.values()))
     found = [scores(method, op, y, denoiser, score, count, **settings) for settings in tried]
     found = torch.stack(found).nan_to_num(-torch.inf)  # (settings, images, 2)
-    best = found[..., 0].argmax(0)
-    return found[best, torch.arange(len(best))]
+    psnr = found[..., 0]
+    return found[psnr.mean(1).argmax()], found[psnr.argmax(0), torch.arange(psnr.shape[1])]
 
 
 def dps(op, y, denoiser, score):
