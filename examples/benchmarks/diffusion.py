@@ -48,6 +48,7 @@ SETTINGS = {
     "pigdm": {"range": (0.5, 1.0), "renewal": (None, 0.3)},
     "dps": {"guidance": (0.1, 0.3, 1.0, 3.0)},
     "red-diff": {"weight": (0.02, 0.05, 0.25), "learning_rate": (0.05, 0.1)},
+    "deepinv-diffpir": {"lambda_": (1.0, 7.0, 25.0), "zeta": (0.1, 0.3, 1.0)},
 }
 
 
@@ -78,7 +79,7 @@ def main():
             if options.tuned:
                 for what, best in zip(TUNED_BY, oracle("dps", op, y, denoiser, score, 1000)):
                     print(f"| {name} | dps, 1000 calls, tuned by {what} | {text(best)} |", flush=True)
-            print(f"| {name} | deepinv's DPS, 1000 calls | {text(dps(op, y, denoiser, score))} |", flush=True)
+            print(f"| {name} | deepinv's DPS, 1000 calls | {text(score(deepinv_dps(op, y, denoiser)))} |", flush=True)
 
 
 def text(found):
@@ -108,6 +109,8 @@ def case(name, options):
 
 def scores(method, op, y, denoiser, score, count, **settings):
     """PSNR in dB and SSIM of each image, NaN where the iteration diverges."""
+    if method == "deepinv-diffpir":
+        return score(deepinv_diffpir(op, y, denoiser, count, **settings))
     algorithm = replace(find(method, count), **settings)
     try:
         if isinstance(algorithm, DiffPIR):
@@ -129,11 +132,25 @@ def oracle(method, op, y, denoiser, score, count):
     return found[psnr.mean(1).argmax()], found[psnr.argmax(0), torch.arange(psnr.shape[1])]
 
 
-def dps(op, y, denoiser, score):
+def deepinv_dps(op, y, denoiser):
     norm = Problem(op, y, None).norm.mean().sqrt().item()
     channels = denoisers.adapt(denoiser, channels=op.A_adjoint(y).shape[1] > 1)
     sampler = deepinv.sampling.DPS(channels, num_steps=1000, weight=1 / norm, dtype=torch.float32)
-    return score(sampler(y, op, x_init=op.A_adjoint(y).shape, seed=0))
+    return sampler(y, op, x_init=op.A_adjoint(y).shape, seed=0)
+
+
+def deepinv_diffpir(op, y, denoiser, count, **settings):
+    """Of (x + 1) / 2, since it cuts off what is outside [0, 1], where x, of range 1, is not when it is complex."""
+    problem = Problem(op, y, None)
+    channels = denoisers.adapt(denoiser, channels=problem.first.shape[1] > 1)
+
+    def halved(x, sigma):
+        return (channels(2 * x - 1, 2 * sigma) + 1) / 2
+
+    sigma = (problem.noise * problem.norm.sqrt()).mean().item() / 2
+    sampler = deepinv.sampling.DiffPIR(halved, deepinv.optim.L2(), sigma, count, **settings)
+    x = sampler((y / problem.scale + op.A(torch.ones_like(problem.first))) / 2, op, seed=1)
+    return (2 * x - 1) * problem.scale
 
 
 if __name__ == "__main__":
