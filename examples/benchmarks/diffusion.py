@@ -44,7 +44,7 @@ SETTINGS = {
     "dds": {"gamma": (1.0, 5.0, 20.0, 100.0), "renewal": (0.3, 0.72)},
     "ddnm": {"renewal": (0.4, 1.0), "contrast": (0.05, 0.1, 0.2)},
     "daps": {"weight": (3.0, 10.0, 30.0), "last": (0.5, 1.0)},
-    "fire": {"weight": (0.25, 0.5, 1.0, 2.0, 4.0), "last": (0.5, 1.0)},
+    "fire": {"weight": (0.12, 0.25, 0.5, 1.0, 2.0), "last": (0.5, 1.0)},
     "pigdm": {"range": (0.5, 1.0), "renewal": (None, 0.3)},
     "dps": {"guidance": (0.1, 0.3, 1.0, 3.0)},
     "red-diff": {"weight": (0.02, 0.05, 0.25), "learning_rate": (0.05, 0.1)},
