@@ -65,7 +65,7 @@ class ResidualUNet(Denoiser):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        if x.ndim != 4 or x.shape[1] != 1 or x.is_complex():
+        if x.ndim != 4 or x.shape[1] != 1 or x.is_complex() or not x.numel():
             raise ValueError(f"x: expected real one-channel images (B, 1, H, W), got {tuple(x.shape)} of {x.dtype}")
         x = x if x.is_floating_point() else x.float()
         noise_level = self._handle_sigma(

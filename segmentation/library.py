@@ -39,7 +39,7 @@ class Segmenter(nn.Module):
         """Logits (B, K, H, W). Of complex images, also as two channels for networks of one, it is the magnitude's."""
         x = _real(x)
         channels = getattr(self.network, "in_channels", 1)
-        if x.ndim != 4 or (x.shape[1] != channels and (channels, x.shape[1]) != (1, 2)):
+        if x.ndim != 4 or not x.numel() or (x.shape[1] != channels and (channels, x.shape[1]) != (1, 2)):
             complex_too = ", or (B, 2, H, W) complex" if channels == 1 else ""
             raise ValueError(f"x: expected images (B, {channels}, H, W){complex_too}, got shape {tuple(x.shape)}")
         if not torch.isfinite(x).all():

@@ -151,6 +151,13 @@ def test_levels_that_are_none(name, sigma):
         denoisers.load(name)(torch.rand(2, 1, 16, 16), sigma)
 
 
+@pytest.mark.parametrize("name", ["medical", "gradient-step", "continuous"])
+@pytest.mark.parametrize("shape", [(16, 16), (1, 2, 16, 16), (0, 1, 16, 16), (1, 1, 0, 16)])
+def test_shapes_that_are_no_images(name, shape):
+    with pytest.raises(ValueError, match="x: expected real one-channel images"):
+        denoisers.load(name)(torch.zeros(shape), 0.1)
+
+
 @pytest.mark.parametrize("name", [card["name"] for card in denoisers.available()])
 def test_double_precision_and_integers(name):
     x = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0))

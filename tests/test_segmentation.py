@@ -76,8 +76,9 @@ def test_held_out_vertebrae_and_lesions(data, model):
 
 
 def test_bad_images(segmenter):
-    with pytest.raises(ValueError, match="x: expected images"):
-        segmenter.predict(torch.zeros(1, 3, 32, 32))
+    for shape in ((1, 3, 32, 32), (0, 1, 32, 32)):
+        with pytest.raises(ValueError, match="x: expected images"):
+            segmenter.predict(torch.zeros(shape))
     with pytest.raises(ValueError, match="x: expected finite"):
         segmenter.predict(torch.full((1, 1, 32, 32), torch.nan))
     with pytest.raises(ValueError, match="task: no bundled weights"):
