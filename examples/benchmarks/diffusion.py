@@ -6,8 +6,9 @@
 Operators and images are those of solvers.py, and real 8-coil k-space, 4x undersampled by as many masks as there are
 images; the noise level is not given. Mean PSNR in dB and SSIM of point estimates and of single samples, with each
 method's own constants; then with those of its ``SETTINGS`` that have the best mean PSNR on the operator, and with those
-that suit each image best, both picked with the truth; coverage and spread of samples are in samples.py. ``--dps`` adds
-DPS with 1000 calls, and deepinv's with its own settings, the operator scaled to norm 1.
+that suit each image best, both picked with the truth; coverage and spread of samples are in samples.py.
+``deepinv-diffpir`` is deepinv's DiffPIR, given the noise level that is found here. ``--dps`` adds DPS with 1000 calls,
+and deepinv's with its own settings, the operator scaled to norm 1.
 """
 
 import argparse
