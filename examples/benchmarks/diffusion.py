@@ -150,7 +150,8 @@ def deepinv_diffpir(op, y, denoiser, count, **settings):
 
     sigma = (problem.noise * problem.norm.sqrt()).mean().item() / 2
     sampler = deepinv.sampling.DiffPIR(halved, deepinv.optim.L2(), sigma, count, **settings)
-    x = sampler((y / problem.scale + op.A(torch.ones_like(problem.first))) / 2, op, seed=1)
+    scaled = y / problem.scale.reshape(-1, *[1] * (y.ndim - 1))
+    x = sampler((scaled + op.A(torch.ones_like(problem.first))) / 2, op, seed=1)
     return (2 * x - 1) * problem.scale
 
 
