@@ -200,9 +200,11 @@ class FIRE(DiffPIR):
     s^2 (A'A + rho)^-1. The noise added has what is missing to sigma^2, so that the denoiser sees white noise. Further
     parameters as in :class:`DiffPIR`.
 
-    :param weight: (sigma/r)^2, where r is the error of the denoiser at the level sigma.
+    :param weight: (sigma/r)^2, where r stands for the error of the denoiser at the level sigma. Images come out best,
+        on MRI, CT and ultrasound, where it is taken as larger than it is.
     """
 
+    weight: float = 0.25
     last: float = 1.0
 
     def step(self, problem: Problem, state: State, sigma: Tensor, rho: Tensor) -> State:
